@@ -1,0 +1,54 @@
+# Everything a person or CI does with this project. Each target sets up what it needs: a CPython 3.12 or 3.13 and make suffice.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench run set-up lock clean
+
+# The interpreter .venv is made with; found by scripts/find-python.sh when not given.
+export PYTHON
+
+BIN := .venv/bin
+# More for pytest: make test PYTEST_ARGS="tests/unit -k stamp"
+PYTEST_ARGS ?=
+
+help: ## Show this help
+	@echo "OmniNode Bridge: make TARGET [PYTHON=/path/to/python3.12]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '%-10s %s\n' "$$target" "$$text"; done
+
+demo: set-up ## Stamp real files, show the totals, verify, show drift after a change
+	@scripts/demo.sh
+
+test: set-up ## Check, then run all tests (installs b3sum and PostgreSQL on Debian as root)
+	@scripts/system-needs.sh
+	@$(MAKE) --no-print-directory check
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: set-up ## Lint, formatting, types and import rules
+	@echo "==> ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --quiet --diff .
+	@echo "==> mypy (strict)"
+	@$(BIN)/mypy
+	@echo "==> import rules"
+	@$(BIN)/lint-imports --no-logo
+
+bench: set-up ## Run the benchmarks against their counterparts
+	@scripts/system-needs.sh
+	@scripts/set-up.sh bench
+	@$(BIN)/omninode-bridge bench
+
+run: set-up ## Run the bridge with everything embedded (omninode-bridge up)
+	@exec $(BIN)/omninode-bridge up
+
+set-up: ## Build .venv from the pinned requirements (instant when up to date)
+	@scripts/set-up.sh
+
+lock: set-up ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--upgrade moves the pins)
+	@scripts/lock.sh $(LOCK_ARGS)
+	@scripts/set-up.sh
+
+clean: ## Remove .venv, caches, builds and the demo's data
+	rm -rf .venv build dist demo-data .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +

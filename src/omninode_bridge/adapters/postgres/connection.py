@@ -1,0 +1,126 @@
+"""Sessions and pools, with their timeouts; asyncpg's errors become the bridge's here.
+
+Durability is the server's: `fsync` and `synchronous_commit` are left on. Every wait has a limit, so that a
+server that stopped answering is an error and not a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+from asyncpg.connection import Connection
+from asyncpg.pool import Pool
+
+from omninode_bridge.domain.errors import BridgeError, SchemaMismatch, ServiceUnavailable
+
+POSTGRES_MAJOR_MIN = 15
+CONNECT_TIMEOUT_S = 10
+COMMAND_TIMEOUT_S = 60
+LOCK_TIMEOUT_MS = 10_000
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
+"""A writer that hangs in a transaction must not keep its shard's head locked for ever."""
+POOL_CONNECTIONS_MAX = 8
+
+_SETTINGS = {
+    "application_name": "omninode-bridge",
+    "timezone": "UTC",
+    "lock_timeout": str(LOCK_TIMEOUT_MS),
+    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+    # A peer that vanished without a word is noticed in about 30 s, and its locks are free again.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+}
+
+# The data plane only looks up by key, in batches that the planner can't estimate. On an empty table it would
+# choose a sequential scan, and keep it for the life of the session while the table grows to millions.
+_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+
+_CONNECTION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    OSError,
+    asyncio.IncompleteReadError,
+    TimeoutError,
+)
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Tell whether the session is gone, so that nothing can be learned from it any more."""
+    # asyncpg files what it refuses to encode under InterfaceError as well: that is the input's fault.
+    return isinstance(error, _CONNECTION_LOST) and not isinstance(error, asyncpg.DataError | ValueError)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise the bridge's error for a driver's error; `doing` completes the sentence "… while …"."""
+    try:
+        yield
+    except BridgeError:
+        raise
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+        raise SchemaMismatch(
+            f"the database's schema does not fit while {doing} ({error}): run `omninode-bridge migrate`"
+        ) from error
+    except (asyncpg.DiskFullError, asyncpg.OutOfMemoryError) as error:
+        raise ServiceUnavailable(
+            f"PostgreSQL is out of room while {doing} ({error}): free some and try again; nothing is half-written"
+        ) from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise ServiceUnavailable(f"PostgreSQL refused the connection while {doing}: {error}; check the URL") from error
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.TooManyConnectionsError, asyncpg.QueryCanceledError) as error:
+        raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {error}") from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise ServiceUnavailable(f"PostgreSQL is read-only while {doing}: connect to the primary") from error
+    except _CONNECTION_LOST as error:
+        if not connection_lost(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise ServiceUnavailable(
+            f"PostgreSQL is not reachable while {doing} ({reason}): check that it runs, then try again"
+        ) from error
+
+
+async def connect(database_url: str, *, by_key: bool = False) -> Connection:
+    """Open a session of its own. `by_key`: for the data plane, index scans only."""
+    with translated("connecting"):
+        try:
+            return await asyncpg.connect(
+                database_url,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=COMMAND_TIMEOUT_S,
+                server_settings=_SETTINGS | (_BY_KEY if by_key else {}),
+            )
+        except (ValueError, asyncpg.ClientConfigurationError) as error:
+            raise ServiceUnavailable(
+                f"the database URL is not usable ({error}): use postgresql://user@host:5432/database"
+            ) from error
+
+
+@asynccontextmanager
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    """Open a pool for reads and for the reducer; closed in bounded time."""
+    (await connect(database_url)).terminate()  # for the clear error
+    with translated("connecting"):
+        opened = await asyncpg.create_pool(
+            database_url,
+            min_size=1,
+            max_size=POOL_CONNECTIONS_MAX,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            server_settings=_SETTINGS | _BY_KEY,
+        )
+    try:
+        yield opened
+    finally:
+        try:
+            await asyncio.wait_for(opened.close(), 5)
+        except (TimeoutError, *_CONNECTION_LOST):
+            opened.terminate()

@@ -1,0 +1,92 @@
+"""What an audit looks at, read in one snapshot of the database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from asyncpg.connection import Connection
+from asyncpg.pool import Pool
+
+from omninode_bridge.adapters.postgres import rows
+from omninode_bridge.adapters.postgres.connection import translated
+from omninode_bridge.adapters.postgres.reads import CURSOR_ROWS
+from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.reduction import State
+from omninode_bridge.ports import AuditedEvent, Generation, HistoryShape
+
+_SQL = load("audit")
+
+
+class PostgresEvidence:
+    """ports.Evidence: one repeatable-read transaction, which sees one moment of the database."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def chain_faults(self) -> list[str]:
+        found = await self._fetch("holes")
+        return [f"{row['topic']} shard {row['shard']} position {row['position']}: {row['fault']}" for row in found]
+
+    async def count_faults(self) -> list[str]:
+        faults = [
+            f"workflow {row['workflow_id']} in {row['namespace']}: {row['fault']}"
+            for row in await self._fetch("uncounted")
+        ]
+        faults += [
+            f"{row['file_path']} in {row['namespace']}: {row['stamps']} stamps, but version {row['latest']}"
+            for row in await self._fetch("versions")
+        ]
+        return faults
+
+    async def position_faults(self) -> list[str]:
+        return [
+            f"{row['consumer']} stands at {row['topic']} shard {row['shard']} position {row['position']}, "
+            "which the log does not have"
+            for row in await self._fetch("strayed")
+        ]
+
+    async def histories(self) -> list[HistoryShape]:
+        return [
+            HistoryShape(row["shape"], row["state"], row["example"], row["workflows"])
+            for row in await self._fetch("histories")
+        ]
+
+    async def live(self) -> Generation | None:
+        row = await self._connection.fetchrow(load("state")["live"])
+        return None if row is None else Generation(row["generation"], row["fingerprint"], row["namespace"])
+
+    async def events(self, consumer: str) -> AsyncIterator[AuditedEvent]:
+        with translated("auditing events"):
+            async for row in self._connection.cursor(_SQL["events"], consumer, prefetch=CURSOR_ROWS):
+                yield AuditedEvent(
+                    rows.record_of(row),
+                    None if row["stamp_id"] is None else str(row["stamp_id"]),
+                    None if row["digest"] is None else row["digest"].hex(),
+                    row["version"],
+                    row["error_code"],
+                    row["folded"],
+                )
+
+    async def state(self) -> State:
+        found = await self._fetch("state")
+        return {(row["namespace"], row["aggregation_type"], row["group_key"]): rows.totals_of(row) for row in found}
+
+    async def _fetch(self, statement: str) -> list[rows.Row]:
+        with translated("auditing"):
+            # The whole database is read: how long that takes is its size's affair.
+            found: list[rows.Row] = await self._connection.fetch(_SQL[statement], timeout=None)
+        return found
+
+
+@asynccontextmanager
+async def evidence(pool: Pool) -> AsyncIterator[PostgresEvidence]:
+    """Open a snapshot for an audit."""
+    with translated("auditing"):
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(_SQL["snapshot"])
+            # These statements read whole tables: undo the pool's preference for look-ups by key.
+            await connection.execute(
+                "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"
+            )
+            yield PostgresEvidence(connection)

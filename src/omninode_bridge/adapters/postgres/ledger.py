@@ -1,0 +1,277 @@
+"""The ledger: one session owns one shard and commits groups of outcomes, one transaction a group.
+
+What happens to a group:
+
+    read ─▶ decide ─▶ BEGIN ─▶ heads ─▶ op ids ─▶ stamps ─▶ events ─▶ facts ─▶ COMMIT ─▶ answer
+     ▲                  │                                                         │
+     └── lost race ◀────┘ (rolled back)                     connection lost ──────┘
+     └── the shard's lock taken again: the old backend is gone ◀──────────────────┘
+
+* The head is the fence. It is held in memory and moved by compare-and-set; two would-be owners of a shard
+  can't both move it from the same place.
+* A lost race (another writer made the version, or used the op id) rolls back and starts anew from reading.
+* A group that is refused for its content is halved until the offender stands alone.
+* When the connection dies in COMMIT, nobody knows the outcome until the shard's lock is ours again: that
+  proves that the old backend has ended, one way or the other. Then the group is run anew, now looking up its
+  own op ids: what was committed is found there and answered as it was; what was not is committed now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import datetime
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from omninode_bridge.adapters.postgres import rows
+from omninode_bridge.adapters.postgres.connection import connect, connection_lost, translated
+from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.errors import (
+    BridgeError,
+    InvalidInput,
+    OutcomeUnknown,
+    Overloaded,
+    ServiceUnavailable,
+)
+from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
+from omninode_bridge.domain.recording import Decision, OpKey, PathKey, Prior, Verdict, decide, op_key, path_key
+from omninode_bridge.domain.stamp import Draft, Outcome, Stamp
+from omninode_bridge.domain.workflow import Plan
+from omninode_bridge.ports import Clock, IdSource
+
+SHARD_LOCK_CLASS = 0x0B21D6E
+"""First key of the advisory locks on shards; the second is the shard."""
+RERUNS_MAX = 50
+"""Lost races in a row before the caller is asked to try again. Each needs another writer to have won."""
+SETTLE_TIMEOUT_S = 15.0
+"""How long to wait for proof that a lost backend has ended; beyond it the answer is `outcome_unknown`."""
+
+_SQL = load("ledger")
+
+_LOST_RACE = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    OverflowError,
+)
+
+
+class _HeadMoved(Exception):
+    """The compare-and-set found another head than ours: somebody else wrote to this shard."""
+
+
+class _CommitLost(Exception):
+    """The connection died while COMMIT was under way."""
+
+
+class PostgresLedgerSession:
+    """The owner of one shard. `commit` is called by one task at a time.
+
+    A session opens its connection at the first commit and again after it was lost.
+    """
+
+    def __init__(self, database_url: str, plan: Plan, clock: Clock, ids: IdSource) -> None:
+        self._database_url = database_url
+        self._plan = plan
+        self._clock = clock
+        self._ids = ids
+        self._connection: Connection | None = None
+        self._shard: int | None = None
+        self._heads: dict[str, Head] = {}
+        self._unsettled = False
+
+    @property
+    def shard(self) -> int | None:
+        return self._shard
+
+    async def commit(self, group: Sequence[Outcome]) -> list[Verdict]:
+        """Record a group durably and return the answers, in order.
+
+        Raises ServiceUnavailable when nothing was recorded, OutcomeUnknown when that can't be known yet.
+        """
+        try:
+            return await self._commit(group)
+        except asyncio.CancelledError:
+            # The statement under way may be COMMIT: the next commit settles it.
+            self._unsettled = True
+            self._drop()
+            raise
+
+    async def close(self) -> None:
+        """End the session; its shard is free for others."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            try:
+                await connection.close(timeout=2)
+            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()
+
+    async def _commit(self, group: Sequence[Outcome]) -> list[Verdict]:
+        rerun = False
+        for attempt in range(RERUNS_MAX):
+            connection = await self._open()
+            try:
+                with translated("recording stamps"):
+                    return await self._attempt(connection, group, rerun)
+            except _LOST_RACE:
+                await asyncio.sleep(random.uniform(0, 0.002 * min(attempt, 25)))
+            except _HeadMoved:
+                await self._read_heads(connection)
+            except _CommitLost:
+                self._unsettled = True
+                self._drop()
+            except ServiceUnavailable:
+                self._drop()
+                raise
+            except _REFUSED as error:
+                return await self._isolate(group, error)
+            rerun = True
+        raise Overloaded(f"lost {RERUNS_MAX} races in a row on the same paths or op ids: try again")
+
+    async def _isolate(self, group: Sequence[Outcome], error: Exception) -> list[Verdict]:
+        """Halve a refused group until the offender stands alone; the others are recorded."""
+        if len(group) == 1:
+            path = group[0].request.file_path
+            return [InvalidInput(f"{path!r} was refused by PostgreSQL: {error}", field="metadata")]
+        middle = len(group) // 2
+        return [*await self._commit(group[:middle]), *await self._commit(group[middle:])]
+
+    async def _attempt(self, connection: Connection, group: Sequence[Outcome], rerun: bool) -> list[Verdict]:
+        assert self._shard is not None
+        priors = await self._priors(connection, [op_key(o) for o in group if rerun or o.request.op_id_given])
+        latest = await self._latest(connection, {path_key(o) for o in group if isinstance(o, Draft)})
+        decision = decide(
+            self._plan,
+            group,
+            priors=priors,
+            latest=latest,
+            heads=self._heads,
+            shard=self._shard,
+            ids=iter(self._ids(2 * len(group))),
+            now=self._clock(),
+        )
+        if decision.workflows:
+            await self._write(connection, decision)
+        for (topic, _), head in decision.heads.items():
+            self._heads[topic] = head
+        return decision.verdicts
+
+    async def _write(self, connection: Connection, decision: Decision) -> None:
+        await connection.execute("BEGIN")
+        try:
+            for (topic, shard), head in sorted(decision.heads.items()):
+                before = self._heads[topic]
+                moved = await connection.execute(
+                    _SQL["move_head"], topic, shard, before.position, before.event_id, head.position, head.event_id
+                )
+                if moved != "UPDATE 1":
+                    raise _HeadMoved
+            await self._insert(connection, decision)
+        except BaseException as error:
+            if not connection_lost(error) and not connection.is_closed() and isinstance(error, Exception):
+                await connection.execute("ROLLBACK")
+            raise
+        try:
+            ended = await connection.execute("COMMIT")
+        except Exception as error:
+            raise _CommitLost from error
+        if ended != "COMMIT":
+            raise _CommitLost
+
+    async def _insert(self, connection: Connection, decision: Decision) -> None:
+        workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
+        await connection.execute(_SQL["insert_workflows"], *rows.workflow_columns(workflows))
+        if decision.stamps:
+            await connection.execute(_SQL["insert_stamps"], *rows.stamp_columns(decision.stamps))
+        if decision.records:
+            await connection.execute(_SQL["insert_events"], *rows.record_columns(decision.records))
+        if decision.facts:
+            facts = sorted(decision.facts, key=lambda f: (f.namespace, f.path_hash))
+            await connection.execute(_SQL["upsert_facts"], *rows.facts_columns(facts))
+
+    async def _priors(self, connection: Connection, keys: list[OpKey]) -> dict[OpKey, Prior]:
+        if not keys:
+            return {}
+        found = await connection.fetch(_SQL["workflows"], [k[0] for k in keys], [k[1] for k in keys])
+        workflows = [rows.workflow_of(row) for row in found]
+        stamp_ids = [w.stamp_id for w in workflows if w.stamp_id]
+        stamps: dict[str, Stamp] = {}
+        if stamp_ids:
+            for row in await connection.fetch(_SQL["stamps_by_id"], stamp_ids):
+                stamp = rows.stamp_of(row)
+                stamps[stamp.stamp_id] = stamp
+        return {(w.namespace, w.workflow_id): Prior(w, stamps.get(w.stamp_id or "")) for w in workflows}
+
+    async def _latest(self, connection: Connection, keys: set[PathKey]) -> dict[PathKey, Stamp]:
+        if not keys:
+            return {}
+        ordered = sorted(keys)
+        found = await connection.fetch(_SQL["latest_stamps"], [k[0] for k in ordered], [k[1] for k in ordered])
+        return {(row["namespace"], row["path_hash"]): rows.stamp_of(row) for row in found}
+
+    async def _open(self) -> Connection:
+        """Return the session's connection, with its shard locked and its heads read."""
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        try:
+            connection = await connect(self._database_url, by_key=True)
+        except ServiceUnavailable as error:
+            raise (_unknown(error) if self._unsettled else error) from error
+        try:
+            with translated("opening a shard"):
+                if self._unsettled:
+                    await self._wait_for_old_backend(connection)
+                else:
+                    self._shard = await self._take_shard(connection)
+                await self._read_heads(connection)
+        except BridgeError:
+            connection.terminate()
+            raise
+        self._connection = connection
+        self._unsettled = False
+        return connection
+
+    async def _wait_for_old_backend(self, connection: Connection) -> None:
+        try:
+            await connection.execute(f"SET lock_timeout = '{SETTLE_TIMEOUT_S:.0f}s'")
+            await connection.fetchval(_SQL["wait_for_shard"], SHARD_LOCK_CLASS, self._shard)
+            await connection.execute("RESET lock_timeout")
+        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+            raise _unknown(error) from error
+
+    async def _take_shard(self, connection: Connection) -> int:
+        """Lock a shard that nobody owns: the one owned before, another, or a new one."""
+        existing = [row["shard"] for row in await connection.fetch(_SQL["shards"])]
+        if self._shard is not None:
+            existing.sort(key=lambda shard: shard != self._shard)
+        new = [shard for shard in range(SHARDS_MAX) if shard not in set(existing)]
+        for shard in [*existing, *new]:
+            if await connection.fetchval(_SQL["try_shard"], SHARD_LOCK_CLASS, shard):
+                await connection.execute(_SQL["create_heads"], self._topics(), shard, NIL_ID)
+                return shard
+        raise Overloaded(f"all {SHARDS_MAX} shards have a writer: stop some writers, or try again later")
+
+    async def _read_heads(self, connection: Connection) -> None:
+        with translated("reading a shard's heads"):
+            found = await connection.fetch(_SQL["heads"], self._topics(), self._shard)
+        self._heads = {row["topic"]: rows.head_of(row) for row in found}
+
+    def _topics(self) -> list[str]:
+        return sorted({self._plan.completed_topic, self._plan.failed_topic})
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def _unknown(error: BaseException) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"the connection to PostgreSQL was lost during COMMIT ({error}): whether it was recorded is not known yet; "
+        "try again with the same op_id, which is safe"
+    )

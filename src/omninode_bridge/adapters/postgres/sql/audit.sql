@@ -1,0 +1,83 @@
+What the laws forbid, looked for in one snapshot. Each statement returns the offenders; none is the good answer.
+
+-- name: snapshot
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
+
+-- name: holes
+-- Law 2: above the floor positions have no hole, each record names the one before it, the head is the last.
+WITH chain AS (
+    SELECT topic, shard, position, event_id, previous_id,
+        lag(position) OVER w AS before, lag(event_id) OVER w AS before_id
+    FROM event_log WINDOW w AS (PARTITION BY topic, shard ORDER BY position)
+), ends AS (
+    SELECT DISTINCT ON (topic, shard) topic, shard, position, event_id FROM event_log
+    ORDER BY topic, shard, position DESC
+)
+SELECT c.topic, c.shard, c.position, 'does not follow the record before it' AS fault
+FROM chain AS c JOIN log_heads AS h USING (topic, shard)
+WHERE c.position > h.floor + 1 AND (c.before IS DISTINCT FROM c.position - 1 OR c.before_id IS DISTINCT FROM c.previous_id)
+UNION ALL
+SELECT c.topic, c.shard, c.position, 'the first record does not name the nil id'
+FROM chain AS c WHERE c.position = 1 AND c.previous_id <> '00000000-0000-0000-0000-000000000000'
+UNION ALL
+SELECT topic, shard, min(c.position), 'the chain does not start right above its floor'
+FROM chain AS c JOIN log_heads AS h USING (topic, shard) WHERE c.position > h.floor
+GROUP BY topic, shard, h.floor HAVING min(c.position) <> h.floor + 1
+UNION ALL
+SELECT topic, shard, coalesce(h.position, e.position), 'the head is not the last record'
+FROM log_heads AS h FULL JOIN ends AS e USING (topic, shard)
+WHERE (h.position > h.floor OR h.topic IS NULL)
+    AND (h.position IS DISTINCT FROM e.position OR h.event_id IS DISTINCT FROM e.event_id)
+
+-- name: uncounted
+-- Law 1: every workflow that made a stamp or failed has exactly one event, every other has none.
+SELECT f.namespace, f.workflow_id, format('%s with %s events', f.state, coalesce(e.events, 0)) AS fault
+FROM fsm_states AS f
+LEFT JOIN (SELECT namespace, workflow_id, count(*) AS events FROM event_log GROUP BY 1, 2) AS e
+    USING (namespace, workflow_id)
+WHERE coalesce(e.events, 0)
+    <> CASE WHEN f.error_code IS NOT NULL OR (f.stamp_id IS NOT NULL AND NOT f.deduplicated) THEN 1 ELSE 0 END
+UNION ALL
+SELECT s.namespace, s.workflow_id, 'a stamp that its workflow does not name'
+FROM metadata_stamps AS s LEFT JOIN fsm_states AS f USING (namespace, workflow_id)
+WHERE f.stamp_id IS DISTINCT FROM s.stamp_id OR f.deduplicated
+UNION ALL
+SELECT f.namespace, f.workflow_id, 'names a stamp that is not there'
+FROM fsm_states AS f LEFT JOIN metadata_stamps AS s USING (stamp_id)
+WHERE f.stamp_id IS NOT NULL AND (s.stamp_id IS NULL OR s.namespace <> f.namespace)
+
+-- name: versions
+-- Law 1: the versions of a path are 1, 2, 3, …
+SELECT namespace, min(file_path) AS file_path, count(*) AS stamps, max(version) AS latest
+FROM metadata_stamps GROUP BY namespace, path_hash HAVING count(*) <> max(version)
+
+-- name: histories
+-- Law 3: the distinct shapes of history, each with one workflow as an example.
+SELECT shape, state, (array_agg(format('%s in %s', workflow_id, namespace)))[1] AS example, count(*) AS workflows
+FROM (
+    SELECT f.workflow_id, f.namespace, f.state,
+        (SELECT json_agg(json_build_array(v ->> 'trigger', v ->> 'state') ORDER BY n)
+         FROM json_array_elements(f.history) WITH ORDINALITY AS h (v, n))::text AS shape
+    FROM fsm_states AS f
+) AS shapes GROUP BY shape, state
+
+-- name: events
+-- Laws 1 and 6: every event with what it tells of, and whether the live state should have it.
+SELECT e.topic, e.shard, e.position, e.event_id, e.previous_id, e.namespace, e.workflow_id, e.body,
+    s.stamp_id, s.digest, s.version, f.error_code,
+    e.position <= coalesce(c.position, 0) AND d.id IS NULL AS folded
+FROM event_log AS e
+LEFT JOIN fsm_states AS f ON f.workflow_id = e.workflow_id AND f.namespace = e.namespace
+LEFT JOIN metadata_stamps AS s ON s.stamp_id = f.stamp_id
+LEFT JOIN consumer_positions AS c ON c.consumer = $1 AND c.topic = e.topic AND c.shard = e.shard
+LEFT JOIN dead_letters AS d
+    ON d.topic = e.topic AND d.shard = e.shard AND d.position = e.position AND d.status IN ('open', 'discarded')
+
+-- name: strayed
+-- Law 6: a position that the log does not have.
+SELECT c.consumer, c.topic, c.shard, c.position FROM consumer_positions AS c
+LEFT JOIN event_log AS e USING (topic, shard, position) LEFT JOIN log_heads AS h USING (topic, shard)
+WHERE c.position > coalesce(h.floor, 0) AND e.event_id IS DISTINCT FROM c.event_id
+
+-- name: state
+SELECT b.* FROM bridge_state AS b JOIN state_generations AS g USING (generation) WHERE g.status = 'live'

@@ -1,0 +1,78 @@
+Statements of the ledger's one transaction, in its one order: heads, op ids, stamps, events, facts.
+
+-- name: try_shard
+SELECT pg_try_advisory_lock($1, $2)
+
+-- name: wait_for_shard
+SELECT pg_advisory_lock($1, $2)
+
+-- name: shards
+SELECT DISTINCT shard FROM log_heads ORDER BY shard
+
+-- name: create_heads
+INSERT INTO log_heads (topic, shard, position, event_id)
+SELECT topic, $2, 0, $3 FROM unnest($1::text[]) AS t (topic) ORDER BY topic
+ON CONFLICT DO NOTHING
+
+-- name: heads
+SELECT topic, position, event_id FROM log_heads WHERE shard = $2 AND topic = ANY ($1::text[])
+
+-- name: move_head
+UPDATE log_heads SET position = $5, event_id = $6
+WHERE topic = $1 AND shard = $2 AND position = $3 AND event_id = $4
+
+-- name: latest_stamps
+-- Read outside the writing transaction: a version that another writer adds meanwhile is a lost race there.
+SELECT s.*
+FROM unnest($1::text[], $2::bytea[]) AS k (namespace, path_hash)
+CROSS JOIN LATERAL (
+    SELECT * FROM metadata_stamps AS m
+    WHERE m.namespace = k.namespace AND m.path_hash = k.path_hash
+    ORDER BY m.version DESC LIMIT 1
+) AS s
+
+-- name: workflows
+SELECT f.*
+FROM unnest($1::text[], $2::uuid[]) AS k (namespace, workflow_id)
+JOIN fsm_states AS f ON f.workflow_id = k.workflow_id AND f.namespace = k.namespace
+
+-- name: stamps_by_id
+SELECT s.* FROM unnest($1::uuid[]) AS k (stamp_id) JOIN metadata_stamps AS s ON s.stamp_id = k.stamp_id
+
+-- name: insert_workflows
+INSERT INTO fsm_states (
+    workflow_id, namespace, file_path, state, history, request_digest, stamp_id, deduplicated,
+    step, error_code, error_message
+)
+SELECT * FROM unnest(
+    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::json[], $6::bytea[], $7::uuid[], $8::boolean[],
+    $9::text[], $10::text[], $11::text[]
+)
+
+-- name: insert_stamps
+INSERT INTO metadata_stamps (
+    stamp_id, namespace, file_path, path_hash, version, digest, digest_origin, file_size, content_type,
+    metadata, intelligence, workflow_id, workflow_state, stamped_by, steps_executed,
+    created_at, completed_at, processing_us, hash_us
+)
+SELECT * FROM unnest(
+    $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::integer[], $6::bytea[], $7::text[], $8::bigint[],
+    $9::text[], $10::json[], $11::json[], $12::uuid[], $13::text[], $14::text[], $15::smallint[],
+    $16::timestamptz[], $17::timestamptz[], $18::bigint[], $19::bigint[]
+)
+
+-- name: insert_events
+INSERT INTO event_log (topic, shard, position, event_id, previous_id, namespace, workflow_id, body)
+SELECT * FROM unnest(
+    $1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::uuid[], $8::bytea[]
+)
+
+-- name: upsert_facts
+INSERT INTO file_facts (namespace, path_hash, size, mtime_ns, ctime_ns, inode, device, stamp_id, version)
+SELECT * FROM unnest(
+    $1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+    $8::uuid[], $9::integer[]
+)
+ON CONFLICT (namespace, path_hash) DO UPDATE SET
+    size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns, ctime_ns = EXCLUDED.ctime_ns,
+    inode = EXCLUDED.inode, device = EXCLUDED.device, stamp_id = EXCLUDED.stamp_id, version = EXCLUDED.version

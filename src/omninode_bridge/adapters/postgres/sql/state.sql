@@ -1,0 +1,99 @@
+Statements of the reducer's projection.
+
+-- name: live
+SELECT generation, fingerprint, namespace FROM state_generations WHERE status = 'live'
+
+-- name: begin
+-- The partial unique index lets only one be live; a loser of that race gets no row and asks again.
+INSERT INTO state_generations (status, fingerprint, namespace)
+SELECT CASE WHEN EXISTS (SELECT FROM state_generations WHERE status = 'live') THEN 'building' ELSE 'live' END, $1, $2
+ON CONFLICT DO NOTHING
+RETURNING generation
+
+-- name: positions
+SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
+
+-- name: hold_generation
+-- Shared among reducers; a swap takes it alone.
+SELECT generation FROM state_generations WHERE generation = $1 AND status <> 'retired' FOR SHARE
+
+-- name: first_positions
+INSERT INTO consumer_positions (consumer, topic, shard, position, event_id)
+SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::uuid[])
+ON CONFLICT DO NOTHING
+
+-- name: move_positions
+UPDATE consumer_positions AS c SET position = m.position, event_id = m.event_id
+FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::uuid[], $6::bigint[], $7::uuid[])
+    AS m (topic, shard, from_position, from_id, position, event_id)
+WHERE c.consumer = $1 AND c.topic = m.topic AND c.shard = m.shard
+    AND c.position = m.from_position AND c.event_id = m.from_id
+
+-- name: merge_state
+-- The algebra of domain.reduction.merge, in SQL: sums add, LEAST and GREATEST ignore NULL, first and last go
+-- by (time, event id).
+INSERT INTO bridge_state AS b (
+    generation, namespace, aggregation_type, group_key, total_stamps, failed, total_size_bytes,
+    processing_time_us_sum, processing_time_us_min, processing_time_us_max,
+    first_at, first_event_id, last_at, last_event_id
+)
+SELECT $1, * FROM unnest(
+    $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[],
+    $9::bigint[], $10::bigint[], $11::timestamptz[], $12::uuid[], $13::timestamptz[], $14::uuid[]
+)
+ON CONFLICT (generation, namespace, aggregation_type, group_key) DO UPDATE SET
+    total_stamps = b.total_stamps + EXCLUDED.total_stamps,
+    failed = b.failed + EXCLUDED.failed,
+    total_size_bytes = b.total_size_bytes + EXCLUDED.total_size_bytes,
+    processing_time_us_sum = b.processing_time_us_sum + EXCLUDED.processing_time_us_sum,
+    processing_time_us_min = LEAST(b.processing_time_us_min, EXCLUDED.processing_time_us_min),
+    processing_time_us_max = GREATEST(b.processing_time_us_max, EXCLUDED.processing_time_us_max),
+    (first_at, first_event_id) = (
+        SELECT t, i FROM (VALUES (b.first_at, b.first_event_id), (EXCLUDED.first_at, EXCLUDED.first_event_id)) AS f (t, i)
+        WHERE t IS NOT NULL ORDER BY t, i LIMIT 1
+    ),
+    (last_at, last_event_id) = (
+        SELECT t, i FROM (VALUES (b.last_at, b.last_event_id), (EXCLUDED.last_at, EXCLUDED.last_event_id)) AS l (t, i)
+        WHERE t IS NOT NULL ORDER BY t DESC, i DESC LIMIT 1
+    )
+
+-- name: insert_dead_letters
+INSERT INTO dead_letters (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
+SELECT * FROM unnest(
+    $1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::uuid[], $8::bytea[], $9::text[]
+)
+ON CONFLICT (topic, shard, position) DO NOTHING
+
+-- name: hold_generations_alone
+SELECT generation, status, fingerprint FROM state_generations WHERE status <> 'retired' ORDER BY generation FOR UPDATE
+
+-- name: retire
+UPDATE state_generations SET status = 'retired' WHERE generation = $1
+
+-- name: make_live
+UPDATE state_generations SET status = 'live' WHERE generation = $1
+
+-- name: clear_state
+DELETE FROM bridge_state WHERE generation = $1 AND ($2::text IS NULL OR namespace = $2)
+
+-- name: clear_positions
+DELETE FROM consumer_positions WHERE consumer = $1
+
+-- name: adopt_state
+UPDATE bridge_state SET generation = $2 WHERE generation = $1
+
+-- name: rows
+SELECT b.* FROM bridge_state AS b JOIN state_generations AS g USING (generation)
+WHERE g.status = 'live' AND ($1::text IS NULL OR b.aggregation_type = $1) AND ($2::text IS NULL OR b.namespace = $2)
+
+-- name: heads
+SELECT topic, shard, position, event_id FROM log_heads WHERE position > 0
+
+-- name: read_log
+SELECT e.*
+FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS k (topic, shard, position)
+CROSS JOIN LATERAL (
+    SELECT * FROM event_log AS l
+    WHERE l.topic = k.topic AND l.shard = k.shard AND l.position > k.position
+    ORDER BY l.position LIMIT $4
+) AS e

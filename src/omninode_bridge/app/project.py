@@ -1,0 +1,192 @@
+"""The reducer's loop: read what directly follows, fold it, save state and position in one transaction.
+
+The rule: a record is folded only if it is the direct successor of the last one folded in its shard. The log
+in PostgreSQL has no gaps (law 2), so a misfit there is a broken law and stops the loop, loudly. Any number of
+projectors may run at once: positions move by compare-and-set, so each record is folded once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from omninode_bridge.domain.errors import CorruptEvent, LawBroken, ServiceUnavailable
+from omninode_bridge.domain.events import decode
+from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
+from omninode_bridge.domain.reduction import Groupings, Item, fold, item_of
+from omninode_bridge.ports import DeadLetter, EventSource, Generation, StateStore, fingerprint
+
+BATCH_EVENTS_MAX = 2000
+"""Events a shard and transaction: large enough that the upsert of the totals costs nothing an event."""
+SWAP_TRIES_MAX = 1000
+"""Each try folds only what came in since the last one, so the two meet soon."""
+POLL_S = 0.2
+"""How long to wait for a hint before looking anyway."""
+
+
+type Heads = Mapping[ShardKey, Head]
+
+
+class Projector:
+    """Folds the log into one generation of the state: the live one, or one that is being built."""
+
+    def __init__(
+        self,
+        source: EventSource,
+        state: StateStore,
+        groupings: Groupings,
+        *,
+        building: Generation | None = None,
+        batch_max: int = BATCH_EVENTS_MAX,
+    ) -> None:
+        self._source = source
+        self._state = state
+        self._groupings = groupings
+        self._building = building
+        self._batch_max = batch_max
+        self._generation: Generation | None = building
+        self._positions: dict[ShardKey, Head] | None = None
+        self._turn = asyncio.Lock()  # the loop and the readers that wait for it share one projector
+        self.wake = asyncio.Event()
+        """Set it as a hint that there is news."""
+
+    async def step(self, until: Heads | None = None) -> int:
+        """Fold one batch, up to the given heads if any; return the number of records that moved the positions.
+
+        0: nothing is left, or another projector was first (then `catch_up` looks again).
+        """
+        async with self._turn:
+            return await self._step(until)
+
+    async def _step(self, until: Heads | None) -> int:
+        generation = await self._current()
+        if self._positions is None:
+            self._positions = await self._state.positions(generation)
+        records = await self._source.read(self._positions, self._batch_max)
+        moves, accepted = self._advance(records, until)
+        if not moves:
+            return 0
+        items, letters = self._items(accepted, generation.namespace)
+        if not await self._state.apply(generation, fold(items, self._groupings), moves, letters):
+            self._forget()
+            return 0
+        self._positions |= {key: to for key, (_, to) in moves.items()}
+        return len(accepted)
+
+    async def catch_up(self, heads: Heads, *, exactly: bool = False) -> None:
+        """Fold until the positions have reached the heads; `exactly`: and not beyond."""
+        while not await self.reached(heads):
+            if not await self.step(heads if exactly else None):
+                self._forget()  # somebody else is ahead of us, or the generation changed: look again
+
+    async def reached(self, heads: Heads) -> bool:
+        """Tell whether the positions are at or beyond the heads."""
+        if self._positions is None:
+            self._positions = await self._state.positions(await self._current())
+        positions = self._positions
+        return all(positions.get(key, START).position >= head.position for key, head in heads.items())
+
+    async def run(self) -> None:
+        """Fold for ever; wait for a hint or a poll when there is nothing. Ends by cancellation.
+
+        A dependency that is down is waited for: the positions tell where to go on.
+        """
+        pause = POLL_S
+        while True:
+            try:
+                folded = await self.step()
+                pause = POLL_S
+            except ServiceUnavailable:
+                self._forget()
+                folded, pause = 0, min(pause * 2, 5.0)
+            if not folded:
+                try:
+                    await asyncio.wait_for(self.wake.wait(), pause)
+                except TimeoutError:
+                    pass  # that is the poll
+                self.wake.clear()
+
+    async def _current(self) -> Generation:
+        if self._generation is None:
+            live = await self._state.live()
+            live = live or await self._state.begin(fingerprint(self._groupings))
+            if live.fingerprint != fingerprint(self._groupings):
+                raise ServiceUnavailable(
+                    "the live state is folded by another reducer contract than this process has: "
+                    "restart this process with that contract, or `omninode-bridge rebuild` with this one"
+                )
+            self._generation = live
+        return self._generation
+
+    def _forget(self) -> None:
+        """Read generation and positions again at the next step."""
+        self._positions = None
+        self._generation = self._building
+
+    def _advance(
+        self, records: Iterable[Record], until: Heads | None
+    ) -> tuple[dict[ShardKey, tuple[Head, Head]], list[Record]]:
+        assert self._positions is not None
+        by_shard: dict[ShardKey, list[Record]] = defaultdict(list)
+        for record in records:
+            by_shard[record.topic, record.shard].append(record)
+        moves: dict[ShardKey, tuple[Head, Head]] = {}
+        accepted: list[Record] = []
+        for key, chain in by_shard.items():
+            head = self._positions.get(key, START)
+            if until is not None:
+                end = until.get(key, START).position
+                chain = [record for record in chain if record.position <= end]
+            follows, misfit = follow(head, chain)
+            if misfit is not None:
+                raise LawBroken(
+                    f"the event log of {key[0]} shard {key[1]} does not continue after position "
+                    f"{follows[-1].position if follows else head.position}: found {misfit.position} after "
+                    f"{misfit.previous_id}; run `omninode-bridge audit`"
+                )
+            if follows:
+                moves[key] = (head, follows[-1].head)
+                accepted += follows
+        return moves, accepted
+
+    def _items(self, records: list[Record], namespace: str | None) -> tuple[list[Item], list[DeadLetter]]:
+        items: list[Item] = []
+        letters: list[DeadLetter] = []
+        for record in records:
+            if namespace is not None and record.namespace != namespace:
+                continue
+            try:
+                items.append(item_of(decode(record.body)))
+            except CorruptEvent as error:
+                letters.append(DeadLetter(record=record, reason=error.message))
+        return items, letters
+
+
+async def rebuild(
+    source: EventSource, state: StateStore, groupings: Groupings, *, namespace: str | None = None
+) -> Generation:
+    """Fold the log anew, beside the live state, and swap the result in at equal positions.
+
+    Readers see the old state until the swap and the new one after it. `namespace` limits the rebuild to one.
+    """
+    building = await state.begin(fingerprint(groupings), namespace)
+    fresh = Projector(source, state, groupings, building=building)
+    live = await state.live()
+    if live == building:  # the first generation of a new database
+        await fresh.catch_up(await source.heads())
+        return building
+    try:
+        for _ in range(SWAP_TRIES_MAX):
+            if (live := await state.live()) is None:
+                break
+            await fresh.catch_up(await state.positions(live), exactly=True)
+            if await state.swap(building):
+                return building
+        raise ServiceUnavailable(
+            f"the live state moved on {SWAP_TRIES_MAX} times while the rebuilt one was to be swapped in: "
+            "try again when it is calmer"
+        )
+    except BaseException:
+        await state.discard(building)
+        raise

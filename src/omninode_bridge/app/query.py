@@ -1,0 +1,152 @@
+"""What callers ask: state that includes every stamp acknowledged before the call, and look-ups by key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import msgspec
+
+from omninode_bridge.app.project import Projector
+from omninode_bridge.domain.errors import NotFound, StateBehind
+from omninode_bridge.domain.log import START
+from omninode_bridge.domain.recording import Prior
+from omninode_bridge.domain.reduction import EMPTY, GroupKey, Groupings, Moment, State, Totals
+from omninode_bridge.domain.stamp import microseconds
+from omninode_bridge.ports import EventSource, Reads, StateStore
+
+WORKFLOW_ROWS_MAX = 1000
+"""A state carries its rows by workflow up to this number; beyond it they are streamed."""
+
+
+class StateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the aggregates: the totals of one group. Bytes and microseconds are integers."""
+
+    namespace: str
+    aggregation_type: str
+    group_key: str
+    total_stamps: int
+    failed: int
+    total_size_bytes: int
+    processing_time_us_sum: int
+    processing_time_us_min: int | None
+    processing_time_us_max: int | None
+    first_at: datetime | None
+    last_at: datetime | None
+
+
+class NamespaceState(StateRow, frozen=True, kw_only=True):
+    """The totals of a namespace; `by(grouping)` has the rows of a grouping, sorted by key.
+
+    A snapshot: two of them are equal while nothing is stamped in between.
+    """
+
+    groups: tuple[StateRow, ...]
+    groupings: tuple[str, ...]
+
+    def by(self, grouping: str) -> list[StateRow]:
+        """Return the rows of one grouping of the reducer's contract; NotFound names those there are."""
+        if grouping not in self.groupings:
+            raise NotFound(
+                f"grouping {grouping!r} is not in this state: it has {', '.join(self.groupings)}", field="by"
+            )
+        return [row for row in self.groups if row.aggregation_type == grouping]
+
+
+class Query:
+    """Reads that wait for the reducer first. `timeout_s` bounds that wait."""
+
+    def __init__(
+        self,
+        source: EventSource,
+        state: StateStore,
+        reads: Reads,
+        projector: Projector,
+        groupings: Groupings,
+        timeout_s: float,
+    ) -> None:
+        self._source = source
+        self._state = state
+        self._reads = reads
+        self._projector = projector
+        self._groupings = groupings
+        self._timeout_s = timeout_s
+
+    async def up_to_date(self) -> None:
+        """Return once the state has every event committed before the call; StateBehind when it takes too long."""
+        heads = await self._source.heads()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._projector.catch_up(heads)
+        except TimeoutError as error:
+            live = await self._state.live()
+            at = await self._state.positions(live) if live else {}
+            lag = sum(head.position - min(head.position, at.get(key, START).position) for key, head in heads.items())
+            raise StateBehind(
+                f"the state is {lag} events behind after {self._timeout_s:g} s: try again, or raise BRIDGE_STATE_TIMEOUT_S",
+                lag=lag,
+            ) from error
+
+    async def namespaces(self) -> list[StateRow]:
+        """Return the totals of every namespace, by name."""
+        await self.up_to_date()
+        return _rows(await self._state.rows("namespace"))
+
+    async def rows(self, grouping: str, namespace: str | None = None) -> list[StateRow]:
+        """Return the rows of one stored grouping, of one namespace or of all."""
+        self._groupings.check(grouping)
+        await self.up_to_date()
+        return _rows(await self._state.rows(grouping, namespace))
+
+    async def namespace(self, namespace: str) -> NamespaceState:
+        """Return the state of a namespace; one that was never used has zeros."""
+        await self.up_to_date()
+        groups = await self._state.rows(None, namespace)
+        totals = groups.get((namespace, "namespace", namespace), EMPTY)
+        rows, names = _rows(groups), self._groupings.names()
+        if totals.total_stamps + totals.failed <= WORKFLOW_ROWS_MAX:
+            rows += [row async for row in self.workflow_rows(namespace)]
+            names = (*names, "workflow")
+        row = _row((namespace, "namespace", namespace), totals)
+        return NamespaceState(**msgspec.structs.asdict(row), groups=tuple(rows), groupings=names)
+
+    async def workflow_rows(self, namespace: str | None = None) -> AsyncIterator[StateRow]:
+        """Yield one row for each workflow that made a stamp or failed: not stored, read from `fsm_states`."""
+        async for prior in self._reads.workflows(namespace):
+            totals = workflow_totals(prior)
+            if totals != EMPTY:
+                yield _row((prior.workflow.namespace, "workflow", prior.workflow.workflow_id), totals)
+
+
+def workflow_totals(prior: Prior) -> Totals:
+    """Return what one workflow adds to the totals: its stamp, its failure, or nothing (deduplicated, running)."""
+    workflow, stamp = prior.workflow, prior.stamp
+    if workflow.error_code is not None:
+        moment: Moment = (workflow.visits[-1].at, workflow.workflow_id)
+        return Totals(failed=1, first=moment, last=moment)
+    if stamp is None or workflow.deduplicated:
+        return EMPTY
+    took = microseconds(stamp.processing_time_ms)
+    moment = (stamp.completed_at, workflow.workflow_id)
+    return Totals(1, 0, stamp.file_size, took, took, took, moment, moment)
+
+
+def _rows(state: State) -> list[StateRow]:
+    return [_row(key, totals) for key, totals in sorted(state.items())]
+
+
+def _row(key: GroupKey, totals: Totals) -> StateRow:
+    return StateRow(
+        namespace=key[0],
+        aggregation_type=key[1],
+        group_key=key[2],
+        total_stamps=totals.total_stamps,
+        failed=totals.failed,
+        total_size_bytes=totals.total_size_bytes,
+        processing_time_us_sum=totals.processing_time_us_sum,
+        processing_time_us_min=totals.processing_time_us_min,
+        processing_time_us_max=totals.processing_time_us_max,
+        first_at=totals.first[0] if totals.first else None,
+        last_at=totals.last[0] if totals.last else None,
+    )

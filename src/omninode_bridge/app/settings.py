@@ -1,0 +1,64 @@
+"""Every limit and address of the program, read once from `BRIDGE_*` into one frozen object.
+
+Command line flags of the same names come before the environment. `docs/` and `--help` take the
+descriptions from here.
+"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Self
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from omninode_bridge.domain.errors import InvalidInput
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's nameless uid
+        return "local"
+
+
+class Settings(BaseSettings):
+    """Settings; each is also the environment variable `BRIDGE_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="BRIDGE_", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("omninode-bridge", appauthor=False)),
+        description="Folder of the embedded PostgreSQL.",
+    )
+    database_url: str | None = Field(None, description="Your own PostgreSQL (15 or newer), instead of the embedded one.")
+    postgres_binaries: Path | None = Field(
+        None, description="Folder with `postgres` and `initdb` for the embedded server, instead of the wheel's."
+    )
+    host: str = Field("127.0.0.1", description="Address that `up` listens on.")
+    port: int = Field(8054, ge=0, le=65535, description="Port that `up` listens on; 0 takes a free one.")
+    stamped_by: str = Field(default_factory=_user, min_length=1, max_length=255, description="Recorded as `stamped_by`.")
+    orchestrator_contract: Path | None = Field(None, description="Orchestrator contract.yaml, instead of the shipped one.")
+    reducer_contract: Path | None = Field(None, description="Reducer contract.yaml, instead of the shipped one.")
+    writers: int = Field(2, ge=1, le=64, description="Ledger writers of this process; each owns a shard.")
+    group_max: int = Field(1000, ge=1, le=10_000, description="Stamps that share a commit, at most.")
+    queue_max: int = Field(20_000, ge=1, description="Stamps that wait for a commit, at most; beyond it: 503.")
+    tree_batch_files: int = Field(500, ge=1, le=10_000, description="Files that are hashed and recorded together.")
+    tree_batches_in_flight: int = Field(4, ge=1, le=64, description="Batches of a tree under way at once, at most.")
+    body_bytes_max: int = Field(16 * 1024**3, ge=1, description="Largest raw body, in bytes; beyond it: 413.")
+    json_bytes_max: int = Field(16 * 1024**2, ge=1, description="Largest JSON body, in bytes; beyond it: 413.")
+    state_timeout_s: float = Field(30.0, gt=0, description="How long a read waits for the reducer, in seconds.")
+
+    @classmethod
+    def read(cls, **flags: object) -> Self:
+        """Return the settings; flags that are None are left to the environment. InvalidInput names a bad one."""
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "setting"
+            raise InvalidInput(
+                f"BRIDGE_{name.upper()} = {first.get('input')!r} is not usable: {first['msg']}", field=name
+            ) from error

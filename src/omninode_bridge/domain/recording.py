@@ -1,0 +1,312 @@
+"""Decide what a group of outcomes becomes, given what is already recorded. Pure: every ledger calls this.
+
+The rules, in the order in which an outcome meets them:
+
+1. An op id that is known with the same request gives the first answer again; with another request, Conflict;
+   while the first still runs, InProgress.
+2. A failure is recorded as a failed workflow with a failed event.
+3. A draft that repeats the latest stamp of its path is answered with that stamp: no event, no count. The
+   op id is remembered.
+4. Anything else is the path's next version, with a completed event.
+
+Outcomes of one group see each other in order, as if each had been committed by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from omninode_bridge.domain.errors import BridgeError, Conflict, InProgress, WorkflowFailed
+from omninode_bridge.domain.events import SOURCE, Event, FailureData, StampingCompleted, StampingFailed, encode
+from omninode_bridge.domain.log import Head, Record, ShardKey
+from omninode_bridge.domain.names import path_hash
+from omninode_bridge.domain.stamp import (
+    Draft,
+    Failure,
+    FileFacts,
+    Outcome,
+    Stamp,
+    StampRequest,
+    request_digest,
+    same_content,
+)
+from omninode_bridge.domain.workflow import Plan, Visit, advance
+
+_MICROSECOND = timedelta(microseconds=1)
+
+type OpKey = tuple[str, str]
+"""(namespace, workflow id)."""
+type PathKey = tuple[str, bytes]
+"""(namespace, path hash)."""
+type Verdict = Stamp | BridgeError
+"""What a caller is answered: the stamp, or why there is none."""
+
+
+class Workflow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `fsm_states`: a workflow's end, and its first answer."""
+
+    namespace: str
+    workflow_id: str
+    file_path: str
+    request_digest: bytes
+    state: str
+    visits: tuple[Visit, ...]
+    stamp_id: str | None = None
+    deduplicated: bool = False
+    step: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Prior(msgspec.Struct, frozen=True):
+    """A workflow as found, with the stamp that it was answered with."""
+
+    workflow: Workflow
+    stamp: Stamp | None = None
+
+
+class FactsRow(msgspec.Struct, frozen=True):
+    """A row of `file_facts`: facts that vouch for one version of a path."""
+
+    namespace: str
+    path_hash: bytes
+    facts: FileFacts
+    stamp_id: str
+    version: int
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What to write, in one transaction, and what to answer once it is committed (aligned with the outcomes)."""
+
+    verdicts: list[Verdict]
+    heads: dict[ShardKey, Head]
+    workflows: list[Workflow]
+    stamps: list[Stamp]
+    records: list[Record]
+    facts: list[FactsRow]
+
+
+def op_key(outcome: Outcome) -> OpKey:
+    return outcome.request.namespace, outcome.request.workflow_id
+
+
+def path_key(outcome: Outcome) -> PathKey:
+    return outcome.request.namespace, path_hash(outcome.request.file_path)
+
+
+def decide(
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    *,
+    priors: Mapping[OpKey, Prior],
+    latest: Mapping[PathKey, Stamp],
+    heads: Mapping[str, Head],
+    shard: int,
+    ids: Iterator[str],
+    now: datetime,
+) -> Decision:
+    """Return what to write and to answer for a group of outcomes.
+
+    `priors` and `latest` hold what storage knows of the group's op ids and paths; `heads` the shard's head
+    per topic; `ids` yields fresh UUIDv7 strings, two an outcome at most; `now` is the time of completion.
+    """
+    group = _Group(plan, dict(priors), dict(latest), dict(heads), shard, ids, now)
+    for outcome in outcomes:
+        group.verdicts.append(group.judge(outcome))
+    moved = {(topic, shard): head for topic, head in group.heads.items() if head != heads[topic]}
+    return Decision(group.verdicts, moved, group.workflows, group.stamps, group.records, list(group.facts.values()))
+
+
+def first_answer(plan: Plan, prior: Prior, fingerprint: bytes) -> Verdict:
+    """Return what a repeated op id is answered: its first answer, or the conflict."""
+    workflow = prior.workflow
+    if workflow.request_digest != fingerprint:
+        return Conflict(
+            f"op_id {workflow.workflow_id} was used before with another request: send a new op_id",
+            field="op_id",
+            op_id=workflow.workflow_id,
+        )
+    if not plan.machine.is_terminal(workflow.state):
+        return InProgress(
+            f"op_id {workflow.workflow_id} is still {workflow.state}: ask for its workflow, or try again later",
+            field="op_id",
+            op_id=workflow.workflow_id,
+        )
+    if prior.stamp is None:
+        return failed(workflow)
+    return msgspec.structs.replace(prior.stamp, deduplicated=workflow.deduplicated, op_id=workflow.workflow_id)
+
+
+def failed(workflow: Workflow) -> WorkflowFailed:
+    """Return the error that a failed workflow is answered with."""
+    return WorkflowFailed(
+        f"workflow {workflow.workflow_id} failed in step {workflow.step!r}: {workflow.error_message}",
+        workflow_id=workflow.workflow_id,
+        namespace=workflow.namespace,
+        file_path=workflow.file_path,
+        step=workflow.step,
+        error_code=workflow.error_code,
+    )
+
+
+class _Group:
+    """The state of one decision: what is known so far, and what is to be written."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        priors: dict[OpKey, Prior],
+        latest: dict[PathKey, Stamp],
+        heads: dict[str, Head],
+        shard: int,
+        ids: Iterator[str],
+        now: datetime,
+    ) -> None:
+        self.plan = plan
+        self.priors = priors
+        self.latest = latest
+        self.heads = heads
+        self.shard = shard
+        self.ids = ids
+        self.now = now
+        self.verdicts: list[Verdict] = []
+        self.workflows: list[Workflow] = []
+        self.stamps: list[Stamp] = []
+        self.records: list[Record] = []
+        self.facts: dict[PathKey, FactsRow] = {}
+        self._endings: dict[tuple[tuple[Visit, ...], str], tuple[Visit, ...]] = {}
+
+    def judge(self, outcome: Outcome) -> Verdict:
+        fingerprint = request_digest(outcome.request, outcome.digest)
+        prior = self.priors.get(op_key(outcome))
+        if prior is not None:
+            return first_answer(self.plan, prior, fingerprint)
+        if isinstance(outcome, Failure):
+            return self._fail(outcome, fingerprint)
+        return self._complete(outcome, fingerprint)
+
+    def _complete(self, draft: Draft, fingerprint: bytes) -> Stamp:
+        key = path_key(draft)
+        visits = self._ended(draft.visits, self.plan.complete)
+        before = self.latest.get(key)
+        if before is not None and same_content(before, draft):
+            stamp = msgspec.structs.replace(before, deduplicated=True, op_id=draft.request.workflow_id)
+        else:
+            stamp = self._stamp(draft, before.version + 1 if before else 1, visits[-1].state)
+            self.latest[key] = stamp
+            self.stamps.append(stamp)
+            self._append(StampingCompleted, self.plan.completed_topic, draft.request, stamp)
+        if draft.digest.facts is not None:
+            self.facts[key] = FactsRow(*key, draft.digest.facts, stamp.stamp_id, stamp.version)
+        workflow = Workflow(
+            namespace=draft.request.namespace,
+            workflow_id=draft.request.workflow_id,
+            file_path=draft.request.file_path,
+            request_digest=fingerprint,
+            state=visits[-1].state,
+            visits=visits,
+            stamp_id=stamp.stamp_id,
+            deduplicated=stamp.deduplicated,
+        )
+        self._remember(workflow, stamp)
+        return stamp
+
+    def _fail(self, failure: Failure, fingerprint: bytes) -> WorkflowFailed:
+        request = failure.request
+        visits = self._ended(failure.visits, self.plan.fail)
+        data = FailureData(
+            workflow_id=request.workflow_id,
+            namespace=request.namespace,
+            file_path=request.file_path,
+            step=failure.step,
+            error_code=failure.error_code,
+            error_message=failure.error_message,
+        )
+        self._append(StampingFailed, self.plan.failed_topic, request, data)
+        workflow = Workflow(
+            namespace=request.namespace,
+            workflow_id=request.workflow_id,
+            file_path=request.file_path,
+            request_digest=fingerprint,
+            state=visits[-1].state,
+            visits=visits,
+            step=failure.step,
+            error_code=failure.error_code,
+            error_message=failure.error_message,
+        )
+        self._remember(workflow, None)
+        return failed(workflow)
+
+    def _stamp(self, draft: Draft, version: int, state: str) -> Stamp:
+        request, digest = draft.request, draft.digest
+        # A clock that was set back must not make a duration negative.
+        processing_us = max(0, (self.now - request.created_at) // _MICROSECOND)
+        return Stamp(
+            stamp_id=next(self.ids),
+            stamped_by=request.stamped_by,
+            workflow_id=request.workflow_id,
+            op_id=request.workflow_id,
+            namespace=request.namespace,
+            file_path=request.file_path,
+            file_hash=digest.file_hash,
+            digest_origin=digest.origin,
+            file_size=digest.file_size,
+            content_type=request.content_type,
+            version=version,
+            metadata=request.metadata,
+            intelligence=draft.intelligence,
+            workflow_state=state,
+            created_at=request.created_at,
+            completed_at=self.now,
+            processing_time_ms=processing_us / 1000,
+            hash_generation_time_ms=digest.hash_time_us / 1000,
+            workflow_steps_executed=draft.steps_executed,
+        )
+
+    def _append[Data: Stamp | FailureData](
+        self, kind: Callable[..., Event], topic: str, request: StampRequest, data: Data
+    ) -> None:
+        head = self.heads[topic]
+        event = kind(
+            specversion="1.0",
+            id=next(self.ids),
+            source=SOURCE,
+            type=topic,
+            subject=request.workflow_id,
+            time=self.now,
+            datacontenttype="application/json",
+            namespace=request.namespace,
+            shard=self.shard,
+            position=head.position + 1,
+            previousid=head.event_id,
+            traceparent=request.traceparent,
+            data=data,
+        )
+        self.heads[topic] = Head(event.position, event.id)
+        self.records.append(
+            Record(
+                topic,
+                self.shard,
+                event.position,
+                event.id,
+                event.previousid,
+                event.namespace,
+                event.subject,
+                encode(event),
+            )
+        )
+
+    def _remember(self, workflow: Workflow, stamp: Stamp | None) -> None:
+        self.workflows.append(workflow)
+        self.priors[(workflow.namespace, workflow.workflow_id)] = Prior(workflow, stamp)
+
+    def _ended(self, visits: tuple[Visit, ...], trigger: str) -> tuple[Visit, ...]:
+        # Items of one batch share their history: share its ending too.
+        key = (visits, trigger)
+        ended = self._endings.get(key)
+        if ended is None:
+            ended = self._endings[key] = advance(self.plan.machine, visits, trigger, self.now)
+        return ended

@@ -1,0 +1,1 @@
+"""The orchestrator node: runs stamping workflows. One folder a version."""

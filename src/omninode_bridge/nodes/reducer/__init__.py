@@ -1,0 +1,1 @@
+"""The reducer node: folds stamping events into totals. One folder a version."""
