@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -64,6 +66,26 @@ for name, text in ("setgroups", "deny"), ("gid_map", f"{uid} {outside[1]} 1"), (
 if refused:
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
+"""
+
+# Enters a namespace that has all users but refuses further ones, as many containers do. Only root may make it.
+IN_CONTAINER = """
+import os, sys
+entered, mapped = os.pipe(), os.pipe()
+container = os.getpid()
+if os.fork() == 0:
+    os.read(entered[0], 1)
+    for name in "uid_map", "gid_map":
+        with open(f"/proc/{container}/{name}", "w") as file:
+            file.write("0 0 65536")
+    os.write(mapped[1], b".")
+    os._exit(0)
+os.unshare(os.CLONE_NEWUSER)
+os.write(entered[1], b".")
+os.read(mapped[0], 1)
+os.wait()
+with open("/proc/sys/user/max_user_namespaces", "w") as file:
+    file.write("0")
 """
 
 # Mounts a file system of 24 MiB, too small for a cluster, on the folder above the data directory.
@@ -502,8 +524,46 @@ def test_an_ordinary_user_runs_it_directly(folder: Path, hold: Callable[..., Hol
     holder = hold(folder, prelude=IN_NAMESPACE, arguments=("1000", "allowed"))
     facts = holder.facts()
     assert facts["attached"] is False, facts
-    status = Path(f"/proc/{facts['pid']}/ns/user").readlink()
-    assert status == Path(f"/proc/{holder.process.pid}/ns/user").readlink(), "no further namespace was made"
+    namespaces = {Path(f"/proc/{pid}/ns/user").readlink() for pid in (facts["pid"], holder.process.pid)}
+    assert len(namespaces) == 1
+    holder.kill()
+    eventually(lambda: not running_on(folder), "PostgreSQL ends by itself")
+
+
+if os.geteuid() == 0:  # only root can be somebody else; anybody else's tests are those above
+
+    @pytest.fixture
+    def reachable_folder() -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as name:
+            Path(name).chmod(0o755)
+            yield Path(name) / "data"
+
+    def test_root_in_a_container_without_namespaces_runs_it_as_nobody(
+        reachable_folder: Path, hold: Callable[..., Holder]
+    ) -> None:
+        for _ in range(2):
+            holder = hold(reachable_folder, binaries=postgresql_15(), prelude=IN_CONTAINER)
+            facts = holder.facts()
+            assert Path(f"/proc/{facts.get('pid')}").owner() == "nobody", facts
+            holder.kill()
+            eventually(lambda: not running_on(reachable_folder), "PostgreSQL ends by itself")
+
+    def test_root_in_a_container_is_told_when_nobody_could_not_reach_the_folder(
+        folder: Path, hold: Callable[..., Holder]
+    ) -> None:
+        facts = hold(folder, binaries=postgresql_15(), prelude=IN_CONTAINER).facts()
+        assert facts["code"] == "data_directory"
+        assert "closed to others" in str(facts["error"])
+        assert folder.owner() == "root"
+
+    def test_root_runs_a_folder_of_somebody_else_as_that_somebody_and_leaves_it_his(
+        reachable_folder: Path, hold: Callable[..., Holder]
+    ) -> None:
+        reachable_folder.mkdir(mode=0o700)
+        shutil.chown(reachable_folder, "daemon", "daemon")
+        facts = hold(reachable_folder, binaries=postgresql_15()).facts()
+        assert Path(f"/proc/{facts.get('pid')}").owner() == "daemon", facts
+        assert {path.owner() for path in reachable_folder.rglob("*")} == {"daemon"}
 
 
 def test_root_without_namespaces_and_without_a_nobody_is_told_what_to_do(

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from omninode_bridge.domain.errors import BridgeError
 from omninode_bridge.domain.log import START, Head, Record, ShardKey
 from omninode_bridge.domain.names import canonical_json, path_hash, uuid7
 from omninode_bridge.domain.recording import (
@@ -148,13 +147,7 @@ class MemoryLedger:
         self._shard = shard
 
     async def record(self, outcomes: Sequence[Outcome]) -> list[Verdict]:
-        try:
-            return await self.commit(outcomes)
-        except BridgeError as refused:
-            if len(outcomes) == 1:
-                return [refused]
-            half = len(outcomes) // 2
-            return [*await self.record(outcomes[:half]), *await self.record(outcomes[half:])]
+        return await self.commit(outcomes)
 
     async def commit(self, group: Sequence[Outcome]) -> list[Verdict]:
         store, plan = self._store, self._plan
@@ -256,12 +249,12 @@ class MemoryStateStore:
         if building.number != self._store.live:
             self._store.foldings.pop(building.number, None)
 
-    async def rows(self, aggregation_type: str, namespace: str | None = None) -> State:
+    async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
         folding = self._live()
         return {
             group: totals
             for group, totals in (folding.state.items() if folding else ())
-            if group[1] == aggregation_type and namespace in (None, group[0])
+            if aggregation_type in (None, group[1]) and namespace in (None, group[0])
         }
 
     def _live(self) -> Folding | None:

@@ -203,7 +203,7 @@ class Tree:
         own = (await self._reads.history(namespace, root))[:1]
         if own and not os.path.lexists(root):
             yield [VerifyResult(file_path=root, status="missing", stamp=own[0])]
-        prefix = None if root == "." else root if root.endswith("/") else f"{root}/"
+        prefix = None if root == "." else root
         async with aclosing(self._reads.latest_under(namespace, prefix)) as stamps:  # type: ignore[type-var]
             async for stamp in stamps:
                 elsewhere = prefix is None and stamp.file_path.startswith(("/", "../"))

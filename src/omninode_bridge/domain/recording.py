@@ -9,6 +9,8 @@ The rules, in the order in which an outcome meets them:
    op id is remembered.
 4. Anything else is the path's next version, with a completed event.
 
+An outcome whose history the machine does not allow is answered IllegalTransition, and leaves no trace.
+
 Outcomes of one group see each other in order, as if each had been committed by itself.
 """
 
@@ -19,7 +21,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from omninode_bridge.domain.errors import BridgeError, Conflict, InProgress, WorkflowFailed
+from omninode_bridge.domain.errors import BridgeError, Conflict, IllegalTransition, InProgress, WorkflowFailed
 from omninode_bridge.domain.events import SOURCE, Event, FailureData, StampingCompleted, StampingFailed, encode
 from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.domain.names import path_hash
@@ -115,7 +117,10 @@ def decide(
     """
     group = _Group(plan, dict(priors), dict(latest), dict(heads), shard, ids, now)
     for outcome in outcomes:
-        group.verdicts.append(group.judge(outcome))
+        try:
+            group.verdicts.append(group.judge(outcome))
+        except IllegalTransition as error:  # raised before anything was changed: this item's answer, no other's
+            group.verdicts.append(error)
     moved = {(topic, shard): head for topic, head in group.heads.items() if head != heads[topic]}
     return Decision(group.verdicts, moved, group.workflows, group.stamps, group.records, list(group.facts.values()))
 

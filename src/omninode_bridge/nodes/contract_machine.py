@@ -113,8 +113,10 @@ def _check(section: _Section, path: str, found: list[Problem]) -> None:
 
 
 def _check_states(section: _Section, names: list[str], path: str, found: list[Problem]) -> None:
-    for index in _repeated(names):
-        found.append(Problem(join(path, "states", index, "state_name"), f"{names[index]!r} is there already"))
+    found.extend(
+        Problem(join(path, "states", index, "state_name"), f"{names[index]!r} is there already")
+        for index in _repeated(names)
+    )
     for index, state in enumerate(section.states):
         one_of(state.state_type, STATE_TYPES, join(path, "states", index, "state_type"), found)
         listed = state.state_name in section.terminal_states
@@ -125,15 +127,17 @@ def _check_states(section: _Section, names: list[str], path: str, found: list[Pr
     if section.initial_state not in names:
         found.append(Problem(join(path, "initial_state"), f"{section.initial_state!r} is none of the states"))
     if section.initial_state in section.terminal_states:
-        found.append(Problem(join(path, "initial_state"), f"{section.initial_state!r} is terminal: nothing could happen"))
+        message = f"{section.initial_state!r} is terminal: nothing could happen"
+        found.append(Problem(join(path, "initial_state"), message))
     if not section.terminal_states:
         found.append(Problem(join(path, "terminal_states"), "is empty: a workflow could never end"))
     for key, listing in (("terminal_states", section.terminal_states), ("error_states", section.error_states)):
         for index, name in enumerate(listing):
             if name not in names:
                 found.append(Problem(join(path, key, index), f"{name!r} is none of the states"))
-        for index in _repeated(listing):
-            found.append(Problem(join(path, key, index), f"{listing[index]!r} is there already"))
+        found.extend(
+            Problem(join(path, key, index), f"{listing[index]!r} is there already") for index in _repeated(listing)
+        )
 
 
 def _check_transitions(section: _Section, names: list[str], path: str, found: list[Problem]) -> None:

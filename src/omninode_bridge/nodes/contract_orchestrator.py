@@ -30,7 +30,7 @@ from omninode_bridge.nodes.contract_reading import (
     join,
     one_of,
     settings,
-    unknown_key,
+    unknown_keys,
     validated,
 )
 from omninode_bridge.nodes.contract_topics import check_topics
@@ -90,6 +90,10 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     """Return what a contract says; None, after adding what is wrong with it."""
     raw = document.raw
     one_of(raw.get("node_type"), ("ORCHESTRATOR_GENERIC",), "node_type", found)
+    performance = raw.get("performance")
+    if not isinstance(performance, dict) or not performance.get("single_operation_max_ms"):
+        # omnibase_core demands it too, but does not say where.
+        found.append(Problem("performance.single_operation_max_ms", "is missing: from how many ms on a batch is slow"))
     if found:
         return None
     model = validated(ModelContractOrchestrator, raw, "", found)
@@ -99,9 +103,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     settings(raw, model, "", _ACTED, found)
     one_of(model.input_model, ("ModelStampRequestInput",), "input_model", found)
     one_of(model.output_model, ("ModelStampResponseOutput",), "output_model", found)
-    for key in config:
-        if key not in _CONFIG_KEYS:
-            found.append(Problem(join("config", key), unknown_key(key, _CONFIG_KEYS)))
+    found.extend(unknown_keys(config, "config", _CONFIG_KEYS))
     topics = [event.topic for event in model.yaml_published_events]
     check_topics(topics, "yaml_published_events", found)
     steps, compiled = _compile_steps(config.get("steps"), found)
@@ -157,9 +159,11 @@ def _compile_steps(raw: object, found: list[Problem]) -> tuple[list[ModelWorkflo
             continue
         _compile_step(entry, here, steps, compiled, found)
     names = [step.name for step in compiled]
-    for needed in ("hash", "stamp"):
-        if needed not in names:
-            found.append(Problem(path, f"has no {needed!r}: without it there is no stamp"))
+    found.extend(
+        Problem(path, f"has no {needed!r}: without it there is no stamp")
+        for needed in ("hash", "stamp")
+        if needed not in names
+    )
     if "stamp" in names and names[-1] != "stamp":
         found.append(Problem(join(path, names.index("stamp"), "step_name"), "'stamp' must be the last step"))
     return steps, compiled
@@ -181,6 +185,9 @@ def _compile_step(
     if not isinstance(trigger, str | None) or trigger == "":
         found.append(Problem(join(here, "trigger"), "must be the name of a trigger"))
         trigger = None
+    if trigger and entry.get("step_name") == "stamp":
+        message = "is not for 'stamp', which ends the workflow: that transition is config.triggers.complete"
+        found.append(Problem(join(here, "trigger"), message))
     ids = {"step_id": step_id(str(own.get("step_name"))), "depends_on": [step_id(name) for name in depends_on]}
     # Given ids are not overridden, so that the check of settings sees them.
     model = validated(ModelWorkflowStep, {**ids, **own}, here, found)
@@ -246,7 +253,8 @@ def _check_graph(model: ModelContractOrchestrator, steps: Sequence[Step], found:
     nodes = join(path, "execution_graph.nodes")
     drawn, named = [node.node_id for node in definition.execution_graph.nodes], [step.name for step in steps]
     if drawn != named:
-        found.append(Problem(nodes, f"are {', '.join(drawn)}; config.steps has {', '.join(named)}: they must be the same"))
+        message = f"are {', '.join(drawn)}; config.steps has {', '.join(named)}: they must be the same"
+        found.append(Problem(nodes, message))
         return
     for index, (node, step) in enumerate(zip(definition.execution_graph.nodes, steps, strict=True)):
         one_of(node.node_type, (step.kind,), join(nodes, index, "node_type"), found)
@@ -289,7 +297,8 @@ def _check_walk(plan: Plan, fsm: Fsm, found: list[Problem]) -> None:
         if index >= after_start:
             failed = machine.table.get((state, plan.fail))
             if failed is None:
-                found.append(Problem(join(path, "fail"), f"{plan.fail!r} is illegal in state {state!r}, where a step can fail"))
+                message = f"{plan.fail!r} is illegal in state {state!r}, where a step can fail"
+                found.append(Problem(join(path, "fail"), message))
             elif failed not in machine.terminal or failed not in fsm.error_states:
                 message = f"{plan.fail!r} leads to {failed!r}, which must be a terminal state and in error_states"
                 found.append(Problem(join(path, "fail"), message))
@@ -301,5 +310,3 @@ def _check_walk(plan: Plan, fsm: Fsm, found: list[Problem]) -> None:
     if state not in machine.terminal or state in fsm.error_states:
         message = f"{plan.complete!r} leads to {state!r}, which must be a terminal state and not in error_states"
         found.append(Problem(join(path, "complete"), message))
-
-

@@ -24,7 +24,7 @@ from omnibase_core.models.errors.model_onex_error import ModelOnexError
 from omnibase_core.utils.util_safe_yaml_loader import load_yaml_mapping_no_duplicates
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]  # omnibase_core's parser; only its error is named here
 
 from omninode_bridge.domain.errors import ContractInvalid
 
@@ -97,8 +97,8 @@ def parse(data: bytes, source: str) -> Document:
         raw = load_yaml_mapping_no_duplicates(data.decode(), source=source)
         odd = next(_odd_keys(raw, ""), None)
     except (ValueError, YAMLError, RecursionError, ModelOnexError) as error:
-        text = " ".join(str(error).split())
-        raise ContractInvalid(f"{source}: is no YAML mapping: {text.removeprefix(f'{source}: ')}", source=source) from error
+        text = " ".join(str(error).split()).removeprefix(f"{source}: ")
+        raise ContractInvalid(f"{source}: is no YAML mapping: {text}", source=source) from error
     if odd:
         refuse(source, [odd])
     return Document(source, typing.cast("dict[str, Any]", raw), hashlib.sha256(data).hexdigest())
@@ -127,14 +127,17 @@ def validated[M: BaseModel](model: type[M], raw: object, path: str, found: list[
     return None
 
 
-def settings(
-    raw: dict[str, Any], model: BaseModel, path: str, acted: Iterable[str], found: list[Problem]
-) -> None:
+def settings(raw: dict[str, Any], model: BaseModel, path: str, acted: Iterable[str], found: list[Problem]) -> None:
     """Add the keys that mean nothing: unknown ones, coerced ones, and those the bridge does not act on.
 
     `acted` names what it does act on, relative to `model`: `states[].state_name`, or a whole section.
     """
     _walk(raw, model, path, "", frozenset(acted), found)
+
+
+def unknown_keys(raw: Iterable[str], path: str, known: Sequence[str]) -> list[Problem]:
+    """Return a problem for each key that nothing has, with the nearest that there is."""
+    return [Problem(join(path, key), _unknown(key, known)) for key in raw if key not in known]
 
 
 def one_of(value: object, allowed: Sequence[object], path: str, found: list[Problem]) -> None:
@@ -149,12 +152,6 @@ def join(path: str, *parts: str | int) -> str:
     for part in parts:
         path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}" if path else part
     return path
-
-
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return the message for a key that nothing has."""
-    near = difflib.get_close_matches(key, known, 1)
-    return f"is no setting; did you mean {near[0]}?" if near else "is no setting: remove it"
 
 
 def _odd_keys(raw: object, path: str) -> Iterator[Problem]:
@@ -189,7 +186,9 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _walk(raw: object, value: object, path: str, pattern: str, acted: frozenset[str] | None, found: list[Problem]) -> None:
+def _walk(
+    raw: object, value: object, path: str, pattern: str, acted: frozenset[str] | None, found: list[Problem]
+) -> None:
     """Compare what was written with what was made of it. `acted` is None below a section that is all acted on."""
     if isinstance(value, BaseModel) and isinstance(raw, dict):
         fields = type(value).model_fields
@@ -197,7 +196,7 @@ def _walk(raw: object, value: object, path: str, pattern: str, acted: frozenset[
             here, name = join(path, key), join(pattern, key)
             if key not in fields:
                 if value.model_config.get("extra") != "allow":
-                    found.append(Problem(here, unknown_key(key, fields)))
+                    found.append(Problem(here, _unknown(key, fields)))
             elif acted is None or key == "version" or name in acted:
                 _walk(item, getattr(value, key), here, name, None, found)
             elif any(entry.startswith((f"{name}.", f"{name}[]")) for entry in acted):
@@ -209,6 +208,11 @@ def _walk(raw: object, value: object, path: str, pattern: str, acted: frozenset[
             _walk(item, made, join(path, index), f"{pattern}[]", acted, found)
     elif type(value) in _WRITTEN_AS and type(raw) not in _WRITTEN_AS[type(value)]:
         found.append(Problem(path, f"must be written as {_shown(value)}, not {_shown(raw)}"))
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    return f"is no setting; did you mean {near[0]}?" if near else "is no setting: remove it"
 
 
 _WRITTEN_AS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}

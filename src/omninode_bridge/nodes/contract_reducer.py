@@ -15,7 +15,16 @@ from omnibase_core.models.contracts.subcontracts.model_aggregation_subcontract i
 
 from omninode_bridge.domain.reduction import METADATA_PREFIX, Groupings
 from omninode_bridge.nodes.contract_machine import Fsm, compile_machine
-from omninode_bridge.nodes.contract_reading import DESCRIPTIVE, Document, Problem, join, one_of, settings, validated
+from omninode_bridge.nodes.contract_reading import (
+    DESCRIPTIVE,
+    Document,
+    Problem,
+    join,
+    one_of,
+    settings,
+    unknown_keys,
+    validated,
+)
 from omninode_bridge.nodes.contract_topics import check_topics
 
 FUNCTIONS = ("count", "sum", "min", "max", "first", "last")
@@ -67,10 +76,11 @@ def compile_reducer(document: Document, found: list[Problem]) -> ReducerContract
     """Return what a contract says; None, after adding what is wrong with it."""
     raw = document.raw
     one_of(raw.get("node_type"), ("REDUCER_GENERIC",), "node_type", found)
-    for key in ("aggregation", "state_management", "state_machine"):
-        if not isinstance(raw.get(key), dict):
-            renamed = " (it is called state_machine here)" if key == "state_machine" and "state_transitions" in raw else ""
-            found.append(Problem(key, f"is missing: the reducer needs this section{renamed}"))
+    found.extend(
+        Problem(key, "is missing: the reducer needs this section, under this name")
+        for key in ("aggregation", "state_management", "state_machine")
+        if not isinstance(raw.get(key), dict)
+    )
     if found:
         return None
     # The machine's own check locates what the whole model would only refuse.
@@ -84,7 +94,11 @@ def compile_reducer(document: Document, found: list[Problem]) -> ReducerContract
     one_of(model.output_model, ("ModelReducerOutputState",), "output_model", found)
     topics = [event.event_type for event in model.yaml_consumed_events]
     check_topics(topics, "yaml_consumed_events", found)
-    groupings = compile_groupings(model.aggregation, raw.get("config"), Groupings(), found)
+    if "namespace" not in model.aggregation.grouping.grouping_fields:
+        path = "aggregation.grouping.grouping_fields"
+        found.append(Problem(path, "lacks 'namespace': every total belongs to one"))
+    found.extend(unknown_keys(raw.get("config") or (), "config", ("size_buckets",)))
+    groupings = compile_groupings(model.aggregation, raw.get("config"), None, found)
     _check_functions(model.aggregation.aggregation_functions, found)
     batch_size = model.aggregation.performance.batch_size
     if batch_size > BATCH_EVENTS_MAX:
@@ -110,24 +124,23 @@ def compile_reducer(document: Document, found: list[Problem]) -> ReducerContract
 
 
 def compile_groupings(
-    aggregation: ModelAggregationSubcontract, config: object, defaults: Groupings, found: list[Problem]
+    aggregation: ModelAggregationSubcontract, config: object, defaults: Groupings | None, found: list[Problem]
 ) -> Groupings:
     """Return the groupings of an aggregation section; add what is wrong with it.
 
-    Size bounds and the window are those of `defaults` where `config.size_buckets` and the windowing section
-    are left out and the grouping is not asked for.
+    Where `config.size_buckets` or the windowing section is left out, size bounds and window are those of
+    `defaults`; without defaults a grouping that needs them is a problem.
     """
     names = aggregation.grouping.grouping_fields
     _check_names(names, found)
-    bounds = _size_bounds(config, "size_bucket" in names, defaults.size_bounds, found)
-    window_ms = _window_ms(aggregation, "time_window" in names, defaults.window_ms, found)
+    fallback = defaults or Groupings()
+    bounds = _size_bounds(config, defaults is None and "size_bucket" in names, fallback.size_bounds, found)
+    window_ms = _window_ms(aggregation, defaults is None and "time_window" in names, fallback.window_ms, found)
     return Groupings(
         content_type="content_type" in names,
         size_bucket="size_bucket" in names,
         time_window="time_window" in names,
-        metadata_fields=tuple(
-            name.removeprefix(METADATA_PREFIX) for name in names if name.startswith(METADATA_PREFIX)
-        ),
+        metadata_fields=tuple(name.removeprefix(METADATA_PREFIX) for name in names if name.startswith(METADATA_PREFIX)),
         size_bounds=bounds,
         window_ms=window_ms,
     )
@@ -141,8 +154,6 @@ def _check_names(names: Sequence[str], found: list[Problem]) -> None:
             found.append(Problem(join(path, index), f"{name!r:.60} is no grouping: use {known} or metadata.KEY"))
         if name in names[:index]:
             found.append(Problem(join(path, index), f"{name!r} is there already"))
-    if "namespace" not in names:
-        found.append(Problem(path, "lacks 'namespace': every total belongs to one"))
     if sum(name.startswith(METADATA_PREFIX) for name in names) > METADATA_FIELDS_MAX:
         found.append(Problem(path, f"has more than {METADATA_FIELDS_MAX} metadata fields: the groups would multiply"))
 
@@ -162,11 +173,7 @@ def _check_functions(functions: Sequence[str], found: list[Problem]) -> None:
 
 def _size_bounds(config: object, wanted: bool, default: tuple[int, ...], found: list[Problem]) -> tuple[int, ...]:
     path = "config.size_buckets"
-    given = config if isinstance(config, Mapping) else {}
-    for key in given:
-        if key != "size_buckets":
-            found.append(Problem(join("config", str(key)), "is no setting of the reducer: it has size_buckets"))
-    bounds = given.get("size_buckets")
+    bounds = config.get("size_buckets") if isinstance(config, Mapping) else None
     if bounds is None:
         if wanted:
             found.append(Problem(path, "is missing, and size_bucket is grouped by: list upper bounds in bytes"))
@@ -184,9 +191,7 @@ def _size_bounds(config: object, wanted: bool, default: tuple[int, ...], found: 
     return tuple(bounds)
 
 
-def _window_ms(
-    aggregation: ModelAggregationSubcontract, wanted: bool, default: int, found: list[Problem]
-) -> int:
+def _window_ms(aggregation: ModelAggregationSubcontract, wanted: bool, default: int, found: list[Problem]) -> int:
     path = "aggregation.windowing"
     windowing = aggregation.windowing
     if windowing is None or not windowing.windowing_enabled:

@@ -25,6 +25,7 @@ def check_topics(names: Sequence[str], path: str, found: list[Problem]) -> None:
             found.append(Problem(join(path, index), message))
     # Kafka's metric names fold '.' and '_' together, and so refuses two topics that differ only in them.
     if names[0].replace("_", ".") == names[1].replace("_", "."):
-        found.append(Problem(join(path, 1), f"{names[1]!r} is the same as the first: completed and failed are told apart by it"))
+        message = f"{names[1]!r} is the same as the first: completed and failed are told apart by the topic"
+        found.append(Problem(join(path, 1), message))
     if names[0].endswith(".failed") or names[1].endswith(".completed"):
         found.append(Problem(path, "names the topic of failed workflows first: completed comes first"))

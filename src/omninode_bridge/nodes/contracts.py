@@ -94,9 +94,7 @@ def validate_path(path: str | os.PathLike[str]) -> list[Report]:
     root = os.fspath(path)
     if not os.path.isdir(root):
         return [_examine(root)[0]]
-    files = sorted(
-        os.path.join(folder, CONTRACT_FILE) for folder, _, names in os.walk(root) if CONTRACT_FILE in names
-    )
+    files = sorted(os.path.join(folder, CONTRACT_FILE) for folder, _, names in os.walk(root) if CONTRACT_FILE in names)
     if not files:
         return [Report(root, "unknown", (Problem("", f"has no {CONTRACT_FILE} in it"),))]
     examined = [_examine(file) for file in files]

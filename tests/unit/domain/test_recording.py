@@ -322,10 +322,14 @@ def test_verdicts_are_in_the_order_of_the_outcomes() -> None:
     ] == ["a", "b", "c", "a", "d"]
 
 
-def test_a_history_the_machine_does_not_know_is_refused() -> None:
-    asked = msgspec.structs.replace(draft(), visits=begin(MACHINE, NOW))
-    with pytest.raises(IllegalTransition):
-        decided([asked])
+@pytest.mark.parametrize("kind", [draft, failure])
+def test_a_history_the_machine_does_not_know_is_refused_and_leaves_no_trace(kind: Any) -> None:
+    skipped = msgspec.structs.replace(kind("bad"), visits=begin(MACHINE, NOW))
+    over = msgspec.structs.replace(kind("bad"), visits=decided([draft()]).workflows[0].visits)
+    decision = decided([draft("a"), skipped, over, draft("b")])
+    assert [type(verdict) for verdict in decision.verdicts] == [Stamp, IllegalTransition, IllegalTransition, Stamp]
+    assert len(decision.workflows) == len(decision.stamps) == len(decision.records) == 2
+    assert follow(START, decision.records) == (decision.records, None)
 
 
 def test_nothing_becomes_of_nothing() -> None:

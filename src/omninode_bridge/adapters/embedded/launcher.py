@@ -7,6 +7,7 @@ connections, the database exists. Each step can be cut by `kill -9` and is found
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -100,8 +101,8 @@ class EmbeddedPostgres:
             status = await asyncio.shield(self._process.ended)
             if self._stopping is None:
                 return ServiceUnavailable(
-                    f"PostgreSQL of {self.data_dir} ended by itself ({_outcome(status)}): {self._folder.log_tail(self._log_start)}; "
-                    f"its log is {self.log}; start again, it recovers by itself",
+                    f"PostgreSQL of {self.data_dir} ended by itself ({_outcome(status)}): "
+                    f"{self._folder.log_tail(self._log_start)}; its log is {self.log}; start again: it recovers",
                     data_dir=str(self.data_dir),
                 )
         await asyncio.Event().wait()
@@ -189,7 +190,8 @@ class EmbeddedPostgres:
                 return
             if not free and pid and not told:
                 # Its owner is dead, as `lock` is ours. It had the death signal; where there is none, it gets it now.
-                os.kill(pid, signal.SIGINT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
                 told = True
             if time.monotonic() >= deadline:
                 who = f"PostgreSQL (process {pid})" if pid else "a process left by a killed predecessor"

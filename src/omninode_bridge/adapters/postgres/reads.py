@@ -43,7 +43,8 @@ class PostgresReads:
         return {stamp.file_path: stamp for stamp in map(rows.stamp_of, found)}
 
     async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
-        async for row in self._stream("latest_under", namespace, prefix):
+        below = None if prefix is None else prefix.rstrip("/") + "/"
+        async for row in self._stream("latest_under", namespace, below):
             yield rows.stamp_of(row)
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]:

@@ -51,14 +51,14 @@ class PostgresStateStore:
     async def live(self) -> Generation | None:
         with translated("reading the live generation"):
             row = await self._pool.fetchrow(_SQL["live"])
-        return None if row is None else Generation(row["generation"], row["fingerprint"], row["namespace"])
+        return None if row is None else _generation(row)
 
     async def begin(self, fingerprint: str, namespace: str | None = None) -> Generation:
         with translated("starting a generation"):
-            number = None
-            while number is None:  # ends at the second turn: then there is a live one to build beside
-                number = await self._pool.fetchval(_SQL["begin"], fingerprint, namespace)
-        return Generation(number, fingerprint, namespace)
+            row = None
+            while row is None:  # ends at the second turn: then there is a live one to build beside
+                row = await self._pool.fetchrow(_SQL["begin"], fingerprint, namespace)
+        return _generation(row)
 
     async def positions(self, generation: Generation) -> dict[ShardKey, Head]:
         with translated("reading positions"):
@@ -122,14 +122,18 @@ class PostgresStateStore:
     async def discard(self, building: Generation) -> None:
         with translated("dropping a generation"):
             async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute(_SQL["retire"], building.number)
-                await connection.execute(_SQL["clear_state"], building.number, None)
-                await connection.execute(_SQL["clear_positions"], building.consumer)
+                if await connection.fetchval(_SQL["abandon"], building.number) is not None:
+                    await connection.execute(_SQL["clear_state"], building.number, None)
+                    await connection.execute(_SQL["clear_positions"], building.consumer)
 
     async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
         with translated("reading the state"):
             found = await self._pool.fetch(_SQL["rows"], aggregation_type, namespace)
         return {(row["namespace"], row["aggregation_type"], row["group_key"]): rows.totals_of(row) for row in found}
+
+
+def _generation(row: rows.Row) -> Generation:
+    return Generation(row["generation"], row["fingerprint"], row["namespace"])
 
 
 class _Refused(Exception):

@@ -6,9 +6,10 @@ SELECT generation, fingerprint, namespace FROM state_generations WHERE status = 
 -- name: begin
 -- The partial unique index lets only one be live; a loser of that race gets no row and asks again.
 INSERT INTO state_generations (status, fingerprint, namespace)
-SELECT CASE WHEN EXISTS (SELECT FROM state_generations WHERE status = 'live') THEN 'building' ELSE 'live' END, $1, $2
+SELECT CASE WHEN e.live THEN 'building' ELSE 'live' END, $1, CASE WHEN e.live THEN $2 END
+FROM (SELECT EXISTS (SELECT FROM state_generations WHERE status = 'live') AS live) AS e
 ON CONFLICT DO NOTHING
-RETURNING generation
+RETURNING generation, fingerprint, namespace
 
 -- name: positions
 SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
@@ -69,6 +70,9 @@ SELECT generation, status, fingerprint FROM state_generations WHERE status <> 'r
 
 -- name: retire
 UPDATE state_generations SET status = 'retired' WHERE generation = $1
+
+-- name: abandon
+UPDATE state_generations SET status = 'retired' WHERE generation = $1 AND status = 'building' RETURNING generation
 
 -- name: make_live
 UPDATE state_generations SET status = 'live' WHERE generation = $1

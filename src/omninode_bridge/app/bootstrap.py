@@ -1,0 +1,192 @@
+"""The assembly: plain constructor calls. The only module that knows adapters.
+
+    settings ─▶ contracts ─▶ database ─▶ ledger sessions ─▶ ingest ─┐
+                                   └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ Bridge
+                 hasher, intelligence, clock, ids ──────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from asyncpg.pool import Pool
+
+from omninode_bridge.adapters import filesystem
+from omninode_bridge.adapters.embedded import EmbeddedPostgres
+from omninode_bridge.adapters.hashing import Blake3Hasher
+from omninode_bridge.adapters.onextree import LocalIntelligence
+from omninode_bridge.adapters.postgres import connection as postgres
+from omninode_bridge.adapters.postgres.evidence import evidence
+from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
+from omninode_bridge.adapters.postgres.migrations import migrate, require_current
+from omninode_bridge.adapters.postgres.reads import PostgresReads
+from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
+from omninode_bridge.adapters.system import utc_now, uuid7_batch
+from omninode_bridge.app.audit import LawFinding, audit
+from omninode_bridge.app.bridge import Bridge
+from omninode_bridge.app.ingest import Ingest
+from omninode_bridge.app.project import Projector, rebuild
+from omninode_bridge.app.query import Query
+from omninode_bridge.app.settings import Settings
+from omninode_bridge.app.tree import Found, Problem, Tree
+from omninode_bridge.nodes.container import build_container
+from omninode_bridge.nodes.contracts import Contracts, load_contracts
+from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
+from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
+from omninode_bridge.ports import fingerprint
+
+type Kind = Literal["up", "command"]
+"""A process that others may attach to, or one that uses the data directory alone."""
+
+
+class Maintenance:
+    """What looks after the data: audit, rebuild, readiness."""
+
+    def __init__(
+        self, pool: Pool, contracts: Contracts, source: PostgresEventSource, state: PostgresStateStore
+    ) -> None:
+        self._pool = pool
+        self._contracts = contracts
+        self._source = source
+        self._state = state
+
+    async def audit(self) -> list[LawFinding]:
+        async with evidence(self._pool) as snapshot:
+            return await audit(snapshot, self._contracts.orchestrator.plan.machine)
+
+    async def rebuild(self, namespace: str | None = None) -> None:
+        await rebuild(self._source, self._state, self._contracts.reducer.groupings, namespace=namespace)
+
+    async def follow_contract(self) -> None:
+        """Fold the log anew when the reducer's contract is not the one that the live state was folded by."""
+        live = await self._state.live()
+        if live is not None and live.fingerprint != fingerprint(self._contracts.reducer.groupings):
+            await self.rebuild()
+
+    async def ready(self) -> None:
+        """Raise ServiceUnavailable when stamps could not be recorded now."""
+        await self._source.heads()
+
+
+@asynccontextmanager
+async def open_bridge(settings: Settings, kind: Kind = "command") -> AsyncIterator[Bridge]:
+    """Open the bridge that the settings describe: on your server, or on the embedded one."""
+    if settings.database_url is not None:
+        async with connect(settings.database_url, settings) as bridge:
+            yield bridge
+    else:
+        async with embedded(settings.data_dir, settings, kind) as bridge:
+            yield bridge
+
+
+@asynccontextmanager
+async def embedded(
+    data_dir: str | os.PathLike[str] | None = None, settings: Settings | None = None, kind: Kind = "command"
+) -> AsyncIterator[Bridge]:
+    """Open a bridge on the embedded PostgreSQL; its schema is brought up to date first."""
+    settings = settings or Settings.read()
+    contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
+    async with database(settings, data_dir, kind) as url:
+        session = await postgres.connect(url)
+        try:
+            await migrate(session)
+        finally:
+            await session.close()
+        async with _assemble(url, settings, contracts) as bridge:
+            yield bridge
+
+
+@asynccontextmanager
+async def connect(database_url: str, settings: Settings | None = None) -> AsyncIterator[Bridge]:
+    """Open a bridge on your own PostgreSQL; SchemaMismatch unless its schema is this program's."""
+    settings = settings or Settings.read()
+    contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
+    session = await postgres.connect(database_url)
+    try:
+        await require_current(session)
+    finally:
+        await session.close()
+    async with _assemble(database_url, settings, contracts) as bridge:
+        yield bridge
+
+
+@asynccontextmanager
+async def database(
+    settings: Settings, data_dir: str | os.PathLike[str] | None = None, kind: Kind = "command"
+) -> AsyncIterator[str]:
+    """Yield the URL of the database: the configured one, or the embedded server's while it runs."""
+    if data_dir is None and settings.database_url is not None:
+        yield settings.database_url
+        return
+    folder = Path(data_dir) if data_dir is not None else settings.data_dir
+    async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
+        yield server.dsn
+
+
+@asynccontextmanager
+async def _assemble(url: str, settings: Settings, contracts: Contracts) -> AsyncIterator[Bridge]:
+    plan, groupings = contracts.orchestrator.plan, contracts.reducer.groupings
+    hasher, intelligence = Blake3Hasher(), LocalIntelligence()
+    async with postgres.pool(url) as pool:
+        source, state, reads = PostgresEventSource(pool), PostgresStateStore(pool), PostgresReads(pool)
+        maintenance = Maintenance(pool, contracts, source, state)
+        await maintenance.follow_contract()
+        projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size)
+        sessions = [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)]
+        async with (
+            Ingest(
+                sessions, group_max=settings.group_max, queue_max=settings.queue_max, committed=projector.wake.set
+            ) as ledger,
+            _running(projector),
+        ):
+            container = await build_container(
+                ledger=ledger,
+                hasher=hasher,
+                intelligence=intelligence,
+                state_store=state,
+                clock=utc_now,
+                ids=uuid7_batch,
+            )
+            orchestrator = NodeBridgeOrchestrator(container, contracts.orchestrator)
+            tree = Tree(
+                walk=_walk(settings.tree_batch_files),
+                content_type=filesystem.guess_content_type,
+                executor=orchestrator,
+                hasher=hasher,
+                reads=reads,
+                clock=utc_now,
+                ids=uuid7_batch,
+                in_flight=settings.tree_batches_in_flight,
+            )
+            yield Bridge(
+                orchestrator=orchestrator,
+                reducer=NodeBridgeReducer(container, contracts.reducer),
+                tree=tree,
+                query=Query(source, state, reads, projector, groupings, settings.state_timeout_s),
+                reads=reads,
+                source=source,
+                maintenance=maintenance,
+                guess_content_type=filesystem.guess_content_type,
+                clock=utc_now,
+                ids=uuid7_batch,
+                stamped_by=settings.stamped_by,
+            )
+
+
+@asynccontextmanager
+async def _running(projector: Projector) -> AsyncIterator[None]:
+    task = asyncio.create_task(projector.run(), name="reducer")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _walk(batch_files: int) -> filesystem.Walk: ...

@@ -1,0 +1,294 @@
+"""`Bridge`: all of the bridge behind one object, for Python callers, HTTP and the command line.
+
+Nothing is decided here: inputs are checked by `domain.names`, and each call goes to the node or the reader
+that does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from omninode_bridge.app.audit import LawFinding
+from omninode_bridge.app.query import NamespaceState, Query, StateRow
+from omninode_bridge.app.tree import Tree, TreeRequest, TreeResult, VerifyResult
+from omninode_bridge.domain.errors import BridgeError, InvalidInput, NotFound
+from omninode_bridge.domain.events import Event, decode
+from omninode_bridge.domain.log import Head, ShardKey
+from omninode_bridge.domain.names import (
+    DEFAULT_NAMESPACE,
+    check_content_type,
+    check_file_hash,
+    check_file_path,
+    check_metadata,
+    check_namespace,
+    check_op_id,
+)
+from omninode_bridge.domain.recording import Prior
+from omninode_bridge.domain.stamp import Content, Inline, Stamp, StampRequest
+from omninode_bridge.ports import Clock, EventSource, IdSource, Reads
+
+if TYPE_CHECKING:
+    import os
+
+    from omninode_bridge.app.bootstrap import Maintenance
+    from omninode_bridge.app.settings import Settings
+    from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
+    from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
+
+EVENTS_PAGE = 500
+
+
+class Bridge:
+    """An assembled bridge. Made by `Bridge.embedded(…)` or `Bridge.connect(…)`, both async context managers."""
+
+    def __init__(
+        self,
+        *,
+        orchestrator: NodeBridgeOrchestrator,
+        reducer: NodeBridgeReducer,
+        tree: Tree,
+        query: Query,
+        reads: Reads,
+        source: EventSource,
+        maintenance: Maintenance,
+        guess_content_type: Any,
+        clock: Clock,
+        ids: IdSource,
+        stamped_by: str,
+    ) -> None:
+        self.orchestrator = orchestrator
+        self.reducer = reducer
+        self.query = query
+        self.reads = reads
+        self.maintenance = maintenance
+        self._tree = tree
+        self._source = source
+        self._guess_content_type = guess_content_type
+        self._clock = clock
+        self._ids = ids
+        self._stamped_by = stamped_by
+
+    @classmethod
+    def embedded(
+        cls, data_dir: str | os.PathLike[str] | None = None, *, settings: Settings | None = None
+    ) -> AbstractAsyncContextManager[Bridge]:
+        """Open a bridge on the embedded PostgreSQL of a folder; made when it does not exist.
+
+        Raises DataDirectoryError when the folder can't be used, ContractInvalid for a broken contract.
+        """
+        from omninode_bridge.app import bootstrap
+
+        return bootstrap.embedded(data_dir, settings)
+
+    @classmethod
+    def connect(cls, database_url: str, *, settings: Settings | None = None) -> AbstractAsyncContextManager[Bridge]:
+        """Open a bridge on your own PostgreSQL, whose schema `omninode-bridge migrate` has made.
+
+        Raises ServiceUnavailable when it can't be reached, SchemaMismatch when its schema does not fit.
+        """
+        from omninode_bridge.app import bootstrap
+
+        return bootstrap.connect(database_url, settings)
+
+    async def stamp(
+        self,
+        content: bytes,
+        *,
+        file_path: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        content_type: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        op_id: str | None = None,
+        enable_intelligence: bool = False,
+        traceparent: str | None = None,
+    ) -> Stamp:
+        """Stamp bytes durably. `deduplicated` tells that the path's latest stamp already says the same.
+
+        Raises InvalidInput, Conflict (the op id was used otherwise), WorkflowFailed, ServiceUnavailable.
+        """
+        request = self.request(
+            Inline(content),
+            file_path=file_path,
+            namespace=namespace,
+            content_type=content_type,
+            metadata=metadata,
+            op_id=op_id,
+            enable_intelligence=enable_intelligence,
+            traceparent=traceparent,
+        )
+        return await self.orchestrator.run(request)
+
+    def request(
+        self,
+        content: Content,
+        *,
+        file_path: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        content_type: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        op_id: str | None = None,
+        enable_intelligence: bool = False,
+        traceparent: str | None = None,
+        stamped_by: str | None = None,
+    ) -> StampRequest:
+        """Return a checked request; InvalidInput names what is wrong with it."""
+        return StampRequest(
+            workflow_id=check_op_id(op_id) if op_id is not None else self._ids(1)[0],
+            op_id_given=op_id is not None,
+            namespace=check_namespace(namespace),
+            file_path=check_file_path(file_path),
+            content=content,
+            created_at=self._clock(),
+            content_type=check_content_type(content_type) if content_type else self._guess_content_type(file_path),
+            metadata=check_metadata(metadata or {}),
+            stamped_by=stamped_by or self._stamped_by,
+            enable_intelligence=enable_intelligence,
+            traceparent=traceparent,
+        )
+
+    async def stamp_tree(
+        self,
+        *paths: str | os.PathLike[str],
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata: dict[str, Any] | None = None,
+        exclude: Sequence[str] = (),
+        rehash: bool = False,
+        enable_intelligence: bool = False,
+    ) -> AsyncIterator[TreeResult]:
+        """Stamp files and folders; yields what became of each file, after its commit.
+
+        A file that can't be stamped is a result with status "failed" and its error; it stops nothing.
+        """
+        async for batch in self.stamp_tree_batches(
+            *paths,
+            namespace=namespace,
+            metadata=metadata,
+            exclude=exclude,
+            rehash=rehash,
+            enable_intelligence=enable_intelligence,
+        ):
+            for result in batch:
+                yield result
+
+    def stamp_tree_batches(
+        self,
+        *paths: str | os.PathLike[str],
+        namespace: str = DEFAULT_NAMESPACE,
+        metadata: dict[str, Any] | None = None,
+        exclude: Sequence[str] = (),
+        rehash: bool = False,
+        enable_intelligence: bool = False,
+    ) -> AsyncIterator[list[TreeResult]]:
+        """As `stamp_tree`, a list a batch."""
+        return self._tree.stamp(
+            TreeRequest(
+                paths=_paths(paths),
+                namespace=check_namespace(namespace),
+                metadata=check_metadata(metadata or {}),
+                exclude=tuple(exclude),
+                rehash=rehash,
+                enable_intelligence=enable_intelligence,
+                stamped_by=self._stamped_by,
+            )
+        )
+
+    def verify_tree(
+        self, *paths: str | os.PathLike[str], namespace: str = DEFAULT_NAMESPACE, exclude: Sequence[str] = ()
+    ) -> AsyncIterator[list[VerifyResult]]:
+        """Hash files again and compare with their latest stamps; a list a batch."""
+        return self._tree.verify(_paths(paths), check_namespace(namespace), tuple(exclude))
+
+    async def state(self, namespace: str = DEFAULT_NAMESPACE) -> NamespaceState:
+        """Return a namespace's totals, with every stamp acknowledged before the call; `.by(grouping)` for others."""
+        return await self.query.namespace(check_namespace(namespace))
+
+    async def states(self, by: str = "namespace", namespace: str | None = None) -> list[StateRow]:
+        """Return the rows of one grouping, of one namespace or of all."""
+        return await self.query.rows(by, None if namespace is None else check_namespace(namespace))
+
+    async def find(self, wanted: str, namespace: str = DEFAULT_NAMESPACE) -> list[Stamp]:
+        """Return the stamps of a digest, of a stamp id, or of a path (its latest), newest first; NotFound if none."""
+        for kind in (self._by_hash, self._by_id, self._by_path):
+            if found := await kind(wanted, check_namespace(namespace)):
+                return found
+        raise NotFound(f"no stamp in {namespace} has {wanted!r} as digest, stamp id or path")
+
+    async def history(self, file_path: str, namespace: str = DEFAULT_NAMESPACE) -> list[Stamp]:
+        """Return every version of a path, newest first; NotFound if there is none."""
+        found = await self.reads.history(check_namespace(namespace), check_file_path(file_path))
+        if not found:
+            raise NotFound(f"{file_path!r} has no stamp in {namespace}")
+        return found
+
+    async def workflow(self, workflow_id: str, namespace: str | None = None) -> Prior:
+        """Return a workflow with its history and its stamp; NotFound if there is none, InvalidInput if it is ambiguous."""
+        found = await self.reads.workflow(check_op_id(workflow_id), namespace)
+        if not found:
+            raise NotFound(f"no workflow {workflow_id}" + (f" in {namespace}" if namespace else ""))
+        if len(found) > 1:
+            names = ", ".join(prior.workflow.namespace for prior in found)
+            raise InvalidInput(f"workflow {workflow_id} is in several namespaces: name one of {names}", field="namespace")
+        return found[0]
+
+    async def audit(self) -> list[LawFinding]:
+        """Check the laws on the live data; returns a finding a law."""
+        return await self.maintenance.audit()
+
+    async def rebuild(self, namespace: str | None = None) -> None:
+        """Compute the state anew from the log, beside the live one, and swap it in."""
+        await self.maintenance.rebuild(None if namespace is None else check_namespace(namespace))
+
+    async def events(
+        self, *, namespace: str | None = None, after: dict[ShardKey, Head] | None = None
+    ) -> AsyncIterator[Event]:
+        """Yield the events that are in the log, from the start or after a position, each shard's in order.
+
+        Ends at the heads as they stand when everything before was yielded.
+        """
+        positions = dict(after or {})
+        while records := await self._source.read(positions, EVENTS_PAGE):
+            for record in records:
+                positions[record.topic, record.shard] = record.head
+                if namespace is None or record.namespace == namespace:
+                    yield decode(record.body)
+
+    async def _by_hash(self, wanted: str, namespace: str) -> list[Stamp]:
+        try:
+            file_hash = check_file_hash(wanted)
+        except InvalidInput:
+            return []
+        return await self.reads.by_hash(file_hash, [namespace])
+
+    async def _by_id(self, wanted: str, namespace: str) -> list[Stamp]:
+        try:
+            stamp_id = check_op_id(wanted)
+        except InvalidInput:
+            return []
+        found = await self.reads.by_id(stamp_id)
+        return [found] if found is not None and found.namespace == namespace else []
+
+    async def _by_path(self, wanted: str, namespace: str) -> list[Stamp]:
+        return (await self.reads.history(namespace, wanted))[:1]
+
+
+def stamp_document(stamp: Stamp) -> dict[str, Any]:
+    """Return a stamp as JSON-ready values, under its public names."""
+    document: dict[str, Any] = msgspec.to_builtins(stamp)
+    return document
+
+
+def error_document(error: BridgeError) -> dict[str, Any]:
+    """Return an error as JSON-ready values: code, message and the offending field."""
+    return {"code": error.code, "message": error.message, **({"field": error.field} if error.field else {})}
+
+
+def _paths(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    if not paths:
+        raise InvalidInput("no path was given: name files or folders", field="paths")
+    return tuple(str(path) for path in paths)
+
+

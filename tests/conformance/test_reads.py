@@ -1,0 +1,205 @@
+"""What every reader of the ledger's tables finds: by hash, id, path, prefix, workflow and file facts."""
+
+from contextlib import aclosing
+
+import msgspec
+
+from omninode_bridge.domain.names import canonical_json, path_hash
+from omninode_bridge.domain.recording import Prior
+from omninode_bridge.domain.stamp import Stamp
+from omninode_bridge.domain.workflow import Visit
+from tests.conformance.storage import Storage
+from tests.making import FACTS, NAMESPACE, draft, failure, hash_of, new_id, paths
+
+NAMES = ["B", "a", "a b", "a-b/x", "a.txt", "a/b", "a/b/c", "a/z", "a_b/x", "axb/x", "b", "Ä", "ä/ö", "漢", "🙂/x"]
+
+
+async def under(storage: Storage, prefix: str | None = None, namespace: str = NAMESPACE) -> list[Stamp]:
+    return [stamp async for stamp in storage.reads.latest_under(namespace, prefix)]
+
+
+async def workflows(storage: Storage, namespace: str | None = None) -> list[Prior]:
+    return [prior async for prior in storage.reads.workflows(namespace)]
+
+
+# By hash and id
+
+
+async def test_stamps_are_found_by_hash_newest_first(storage: Storage) -> None:
+    stamps = await storage.stamp(draft("a"), draft("b"), draft("c", b"other"), draft("d"))
+    found = await storage.reads.by_hash(hash_of(b"a"))
+    assert found == [stamps[3], stamps[1], stamps[0]]
+    assert await storage.reads.by_hash(hash_of(b"a"), limit=2) == found[:2]
+    assert await storage.reads.by_hash("0" * 64) == []
+
+
+async def test_a_search_by_hash_keeps_to_its_namespaces(storage: Storage) -> None:
+    one, two, _ = await storage.stamp(draft(namespace="a"), draft(namespace="b"), draft(namespace="c"))
+    assert await storage.reads.by_hash(hash_of(b"a"), ["a", "b", "none"]) == [two, one]
+    assert await storage.reads.by_hash(hash_of(b"a"), ["a"], 1) == [one]
+    assert await storage.reads.by_hash(hash_of(b"a"), []) == []
+
+
+async def test_a_stamp_is_found_by_its_id(storage: Storage) -> None:
+    (stamp,) = await storage.stamp(draft(metadata={"a": [1, {"b": None}]}, intelligence={"x": 1}))
+    assert await storage.reads.by_id(stamp.stamp_id) == stamp
+    assert await storage.reads.by_id(new_id()) is None
+
+
+async def test_reads_give_the_stamp_as_it_was_first_answered(storage: Storage) -> None:
+    (first,) = await storage.stamp(draft())
+    await storage.stamp(draft(op=new_id()))
+    assert await storage.reads.by_id(first.stamp_id) == first
+    assert await storage.reads.by_hash(first.file_hash) == [first]
+    assert await storage.reads.history(NAMESPACE, "a.txt") == [first]
+
+
+# By path
+
+
+async def test_a_history_is_all_versions_newest_first(storage: Storage) -> None:
+    stamps = await storage.stamp(*(draft(content=b"%d" % n) for n in range(12)), draft("other"))
+    assert await storage.reads.history(NAMESPACE, "a.txt") == stamps[11::-1]
+    assert await storage.reads.history(NAMESPACE, "none") == []
+    assert await storage.reads.history("other", "a.txt") == []
+
+
+async def test_the_latest_of_many_paths_are_found_at_once(storage: Storage) -> None:
+    await storage.stamp(draft("a", b"1"), draft("b"), draft("a", namespace="other"))
+    (newest,) = await storage.stamp(draft("a", b"2"))
+    (other,) = await storage.reads.history(NAMESPACE, "b")
+    assert await storage.reads.latest_many(NAMESPACE, ["a", "none", "b"]) == {"a": newest, "b": other}
+    assert await storage.reads.latest_many(NAMESPACE, ["a", "a"]) == {"a": newest}
+    assert await storage.reads.latest_many(NAMESPACE, []) == {}
+
+
+async def test_a_listing_has_the_latest_of_each_path_in_the_order_of_code_points(storage: Storage) -> None:
+    await storage.stamp(*(draft(name) for name in reversed(NAMES)), draft("a", namespace="other"))
+    (newest,) = await storage.stamp(draft("a", b"2"))
+    found = await under(storage)
+    assert paths(found) == sorted(NAMES)
+    assert newest in found
+    assert await under(storage, namespace="none") == []
+
+
+async def test_a_listing_below_a_prefix_has_only_what_lies_in_that_folder(storage: Storage) -> None:
+    await storage.stamp(*map(draft, NAMES), draft("/root/x"), draft("a/b", namespace="other"))
+    assert paths(await under(storage, "a")) == ["a/b", "a/b/c", "a/z"]
+    assert paths(await under(storage, "a/")) == ["a/b", "a/b/c", "a/z"]
+    assert paths(await under(storage, "a/b")) == ["a/b/c"]
+    assert paths(await under(storage, "a_b")) == ["a_b/x"]
+    assert paths(await under(storage, "ä")) == ["ä/ö"]
+    assert paths(await under(storage, "🙂")) == ["🙂/x"]
+    assert paths(await under(storage, "/root")) == ["/root/x"]
+    assert await under(storage, "%") == []
+    assert await under(storage, "none") == []
+
+
+async def test_a_long_listing_is_whole(storage: Storage) -> None:
+    names = [f"{n:05d}" for n in range(2_500)]
+    await storage.ledger.record([draft(name) for name in names])
+    assert paths(await under(storage)) == names
+
+
+async def test_a_listing_may_be_left_early(storage: Storage) -> None:
+    await storage.ledger.record([draft(f"{n}") for n in range(5)])
+    async with aclosing(storage.reads.latest_under(NAMESPACE)) as listing:  # type: ignore[type-var]
+        async for stamp in listing:
+            assert stamp.file_path == "0"
+            break
+    assert len(await under(storage)) == 5
+
+
+# Workflows
+
+
+async def test_a_completed_workflow_is_found_with_its_history_and_its_stamp(storage: Storage) -> None:
+    (stamp,) = await storage.stamp(draft())
+    (prior,) = await storage.reads.workflow(stamp.workflow_id)
+    assert prior.stamp == stamp
+    workflow = prior.workflow
+    assert (workflow.state, workflow.stamp_id, workflow.deduplicated) == ("completed", stamp.stamp_id, False)
+    assert workflow.visits == (
+        Visit("pending", stamp.created_at),
+        Visit("processing", stamp.created_at, "start"),
+        Visit("completed", stamp.completed_at, "complete"),
+    )
+
+
+async def test_a_failed_workflow_is_found_with_its_error(storage: Storage) -> None:
+    op = new_id()
+    await storage.ledger.record([failure("gone", op=op, message="no 🙂")])
+    (prior,) = await storage.reads.workflow(op)
+    workflow = prior.workflow
+    assert prior.stamp is None
+    assert (workflow.state, workflow.file_path, workflow.step) == ("failed", "gone", "hash")
+    assert (workflow.error_code, workflow.error_message) == ("content_unavailable", "no 🙂")
+    assert [visit.trigger for visit in workflow.visits] == [None, "start", "fail"]
+
+
+async def test_a_deduplicated_workflow_is_found_with_the_stamp_it_was_answered_with(storage: Storage) -> None:
+    (first,) = await storage.stamp(draft())
+    op = new_id()
+    await storage.stamp(draft(op=op))
+    (prior,) = await storage.reads.workflow(op)
+    assert prior.stamp == first
+    assert prior.workflow.deduplicated
+
+
+async def test_an_id_used_in_two_namespaces_is_two_workflows(storage: Storage) -> None:
+    op = new_id()
+    await storage.stamp(draft(op=op, namespace="a"), draft(op=op, namespace="b", content=b"b"))
+    assert [prior.workflow.namespace for prior in await storage.reads.workflow(op)] == ["a", "b"]
+    (prior,) = await storage.reads.workflow(op, "b")
+    assert prior.workflow.namespace == "b"
+    assert await storage.reads.workflow(op, "c") == []
+    assert await storage.reads.workflow(new_id()) == []
+
+
+async def test_all_workflows_come_by_namespace_and_id(storage: Storage) -> None:
+    names = ["b", "a.b", "a-b", "a_b", "a", "ab"]
+    stamps = await storage.stamp(*(draft(f"{n}", namespace=name) for name in names for n in range(3)))
+    await storage.ledger.record([failure(namespace="a")])
+    found = await workflows(storage)
+    keys = [(prior.workflow.namespace, prior.workflow.workflow_id) for prior in found]
+    assert keys == sorted(keys)
+    assert len(keys) == len(stamps) + 1
+    by_id = {stamp.workflow_id: stamp for stamp in stamps}
+    assert all(prior.stamp == by_id.get(prior.workflow.workflow_id) for prior in found)
+    assert [prior.workflow.namespace for prior in await workflows(storage, "a")] == ["a"] * 4
+    assert await workflows(storage, "none") == []
+
+
+# File facts
+
+
+async def test_facts_vouch_for_the_latest_version(storage: Storage) -> None:
+    (stamp,) = await storage.stamp(draft(facts=FACTS, metadata={"b": 1, "a": 2}))
+    key = (NAMESPACE, path_hash("a.txt"))
+    (known,) = (await storage.reads.known_files([key, (NAMESPACE, path_hash("none"))])).items()
+    assert known[0] == key
+    assert (known[1].facts, known[1].stamp_id, known[1].content_type) == (FACTS, stamp.stamp_id, "text/plain")
+    assert known[1].metadata == canonical_json({"a": 2, "b": 1})
+
+
+async def test_facts_of_an_older_version_say_nothing(storage: Storage) -> None:
+    key = (NAMESPACE, path_hash("a.txt"))
+    await storage.stamp(draft(facts=FACTS), draft(content=b"from elsewhere"))
+    assert await storage.reads.known_files([key]) == {}
+    newer = msgspec.structs.replace(FACTS, mtime_ns=9)
+    await storage.stamp(draft(content=b"from elsewhere", facts=newer))
+    assert (await storage.reads.known_files([key]))[key].facts == newer
+
+
+async def test_facts_are_renewed_when_the_same_content_is_found_with_others(storage: Storage) -> None:
+    key = (NAMESPACE, path_hash("a.txt"))
+    touched = msgspec.structs.replace(FACTS, mtime_ns=9, ctime_ns=10)
+    stamps = await storage.stamp(draft(facts=FACTS), draft(facts=touched))
+    assert stamps[1].deduplicated
+    assert (await storage.reads.known_files([key]))[key].facts == touched
+
+
+async def test_facts_belong_to_a_namespace(storage: Storage) -> None:
+    await storage.stamp(draft(facts=FACTS))
+    assert await storage.reads.known_files([("other", path_hash("a.txt"))]) == {}
+    assert await storage.reads.known_files([]) == {}

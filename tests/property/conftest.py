@@ -1,0 +1,8 @@
+"""Hypothesis as the laws are tested with it: no deadlines on a shared machine, and every failure prints how to repeat it."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "laws", deadline=None, max_examples=100, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("laws")
