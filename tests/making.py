@@ -156,9 +156,7 @@ def chain(length: int, *, after: Head = START, topic: str = COMPLETED, shard: in
     """Records that follow `after`, one after another, each with a real event in it."""
     records: list[Record] = []
     for _ in range(length):
-        event = completed(
-            id=new_id(), position=after.position + 1, previousid=after.event_id, shard=shard, type=topic
-        )
+        event = completed(id=new_id(), position=after.position + 1, previousid=after.event_id, shard=shard, type=topic)
         records.append(
             Record(topic, shard, event.position, event.id, event.previousid, NAMESPACE, event.subject, encode(event))
         )

@@ -37,6 +37,16 @@ class Hasher(Protocol):
         ...
 
 
+class RunningDigest(Protocol):
+    def update(self, piece: bytes) -> None:
+        """Take the next bytes of a content."""
+        ...
+
+    def digest(self) -> Digest:
+        """Return the digest of the bytes taken so far."""
+        ...
+
+
 class Intelligence(Protocol):
     async def analyse_many(self, requests: Sequence[StampRequest]) -> list[dict[str, Any] | None]:
         """Return what is known of each request's content, in order; None where nothing is."""

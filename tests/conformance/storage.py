@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import Head, Record, ShardKey, follow
 from omninode_bridge.domain.recording import Verdict
 from omninode_bridge.domain.reduction import Groupings, State, fold, item_of
-from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.stamp import Outcome, Stamp
 from omninode_bridge.domain.workflow import Plan
 from omninode_bridge.ports import EventSource, Generation, Ledger, Reads, StateStore

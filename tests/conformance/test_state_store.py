@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
+from tests.conformance.storage import Storage
+from tests.making import COMPLETED, FAILED, NOW, chain, draft, failure, new_id
 
 from omninode_bridge.domain.log import START, Head, ShardKey
 from omninode_bridge.domain.reduction import State, Totals, merge, merge_states
 from omninode_bridge.ports import DeadLetter, Generation
-from tests.conformance.storage import Storage
-from tests.making import COMPLETED, FAILED, NOW, chain, draft, failure, new_id
 
 PRINT = "one contract"
 DONE: ShardKey = (COMPLETED, 0)
@@ -413,14 +413,18 @@ async def test_rows_are_of_one_grouping_or_all_and_of_one_namespace_or_all(stora
     rows = storage.state.rows
     assert await rows(None) == delta
     assert await rows("content_type") == {key: each for key, each in delta.items() if key[1] == "content_type"}
-    assert await rows("content_type", "a") == {key: each for key, each in delta.items() if key[:2] == ("a", "content_type")}
+    assert await rows("content_type", "a") == {
+        key: each for key, each in delta.items() if key[:2] == ("a", "content_type")
+    }
     assert await rows(None, "b") == {key: each for key, each in delta.items() if key[0] == "b"}
     assert await rows("size_bucket") == {}
     assert await rows("namespace", "c") == {}
 
 
 async def test_a_log_folded_through_the_ports_gives_its_totals(storage: Storage) -> None:
-    await storage.ledger.record([draft("a", b"123"), draft("a", b"123"), failure("b"), draft("c", metadata={"project": "x"})])
+    await storage.ledger.record(
+        [draft("a", b"123"), draft("a", b"123"), failure("b"), draft("c", metadata={"project": "x"})]
+    )
     generation = await storage.state.begin(PRINT)
     assert await storage.fold_all(generation) == 3
     ((_, whole),) = (await storage.state.rows("namespace")).items()

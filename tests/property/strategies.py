@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import strategies as st
+from tests.making import COMPLETED, FAILED, completed, draft, failed, failure
 
 from omninode_bridge.domain.events import FailureData, StampingCompleted, StampingFailed
 from omninode_bridge.domain.reduction import Groupings, Item
 from omninode_bridge.domain.stamp import Outcome, Stamp
-from tests.making import COMPLETED, FAILED, completed, draft, failed, failure
 
 # All of Unicode but surrogates, which UTF-8 can't hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -103,7 +103,9 @@ def items(draw: st.DrawFn) -> Item:
     completed_one = draw(st.booleans())
     common = (
         str(draw(st.integers(0, 30))),
-        draw(st.sampled_from([datetime(2026, 1, 1, 0, minute, microsecond=7, tzinfo=UTC) for minute in range(4)]) | TIMES),
+        draw(
+            st.sampled_from([datetime(2026, 1, 1, 0, minute, microsecond=7, tzinfo=UTC) for minute in range(4)]) | TIMES
+        ),
         draw(st.sampled_from(["a", "b.c"])),
     )
     if not completed_one:
@@ -114,7 +116,11 @@ def items(draw: st.DrawFn) -> Item:
         draw(st.sampled_from(["text/plain", "x" * 300, ""]) | TEXT),
         draw(st.sampled_from([0, 1023, 1024, 1024**3]) | SIZES),
         draw(st.integers(0, 5) | MICROSECONDS),
-        draw(st.dictionaries(st.sampled_from(["project", "team", "other"]), st.sampled_from(["x", "y"]) | JSON, max_size=3)),
+        draw(
+            st.dictionaries(
+                st.sampled_from(["project", "team", "other"]), st.sampled_from(["x", "y"]) | JSON, max_size=3
+            )
+        ),
     )
 
 

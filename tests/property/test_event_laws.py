@@ -6,12 +6,12 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.property.strategies import EVENTS, GROUPINGS, MICROSECONDS
 
 from omninode_bridge.domain.errors import CorruptEvent
 from omninode_bridge.domain.events import Event, decode, encode
 from omninode_bridge.domain.reduction import Groupings, fold, item_of
 from omninode_bridge.domain.stamp import microseconds
-from tests.property.strategies import EVENTS, GROUPINGS, MICROSECONDS
 
 
 def decoded_or_corrupt(body: bytes) -> Event | None:
@@ -46,7 +46,11 @@ def test_the_cloudevents_sdk_accepts_every_event_and_says_the_same_of_it(event: 
     attributes = foreign.get_attributes()
     assert attributes["specversion"] == "1.0"
     assert (attributes["id"], attributes["type"], attributes["subject"]) == (event.id, event.type, event.subject)
-    assert (attributes["time"], attributes["position"], attributes["shard"]) == (event.time, event.position, event.shard)
+    assert (attributes["time"], attributes["position"], attributes["shard"]) == (
+        event.time,
+        event.position,
+        event.shard,
+    )
     assert attributes.get("traceparent") == event.traceparent
     data = foreign.get_data()
     assert isinstance(data, dict)

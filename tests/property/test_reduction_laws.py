@@ -6,8 +6,10 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.property.strategies import GROUPINGS, MICROSECONDS, SIZES, TIMES, items
 
 from omninode_bridge.domain.reduction import (
     EMPTY,
@@ -20,7 +22,6 @@ from omninode_bridge.domain.reduction import (
     merge,
     merge_states,
 )
-from tests.property.strategies import GROUPINGS, MICROSECONDS, SIZES, TIMES, items
 
 ITEMS = st.lists(items(), max_size=12)
 EVENT_IDS = st.sampled_from(["a", "b", "c", "é"])
@@ -75,8 +76,6 @@ def naive_json(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(naive_json(each) for each in value) + "]"
     if isinstance(value, float):
-        import msgspec
-
         return msgspec.json.encode(value).decode()
     return json.dumps(value, ensure_ascii=False)
 

@@ -24,7 +24,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from threading import Event
 from typing import NamedTuple
 
@@ -49,8 +49,6 @@ WINDOW_BYTES = 16 * 1024 * 1024
 """What of a large file is mapped at a time."""
 READ_AHEAD_BYTES = 4 * 1024 * 1024
 """What of a large file is read at a time, where it is not mapped; two of these are in memory at once."""
-PRESENCE_BYTES = 64 * 1024 * 1024
-"""Of how much at a time the kernel is asked whether it is in memory."""
 SETTLED_NS = 2_000_000_000
 """Facts vouch for a digest only if they were this old when it was made (as git's index does with racy entries)."""
 
@@ -76,7 +74,7 @@ class Blake3Hasher:
         # One thread each: small files get slower with more (the interpreter's lock), large ones would multiply windows.
         self._small = ThreadPoolExecutor(1, "hash-small")
         self._large = ThreadPoolExecutor(1, "hash-large")
-        self._helpers = ThreadPoolExecutor(os.cpu_count(), "hash-helper")
+        self._helpers = ThreadPoolExecutor(1, "hash-helper")
 
     async def digest_many(self, contents: Sequence[Content]) -> list[Digest | ContentUnavailable]:
         """Return each content's digest, in order, or why its bytes could not be read.
@@ -205,26 +203,34 @@ def _hash_large(descriptor: int, facts: FileFacts, helpers: Executor, stop: Even
     hasher = blake3(max_threads=blake3.AUTO)
     length = 0
     if os.major(facts.device) != 0 and _lease(descriptor):
-        if _in_memory(descriptor, facts.size, helpers):
-            length = _hash_mapped(hasher, descriptor, facts.size, stop)
+        length = _hash_mapped(hasher, descriptor, facts.size, helpers, stop)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    length = _hash_ahead(hasher, descriptor, length, facts.size, helpers, stop)
+    if length < facts.size:
+        length = _hash_ahead(hasher, descriptor, length, facts.size, helpers, stop)
     return hasher.hexdigest(), length
 
 
-def _hash_mapped(hasher: blake3, descriptor: int, size: int, stop: Event) -> int:
-    """Hash a leased file in place, window by window; return how far: less than its size when a writer waits."""
-    for offset in range(0, size, WINDOW_BYTES):
-        if stop.is_set() or fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
-            return offset
+def _hash_mapped(hasher: blake3, descriptor: int, size: int, helpers: Executor, stop: Event) -> int:
+    """Hash a leased file in place, window by window; return how far: to a waiting writer, or a page not in memory."""
+    offset = 0
+    done: mmap.mmap | None = None
+    present = helpers.submit(_present, descriptor, 0, min(WINDOW_BYTES, size))
+    while offset < size and present.result() and not stop.is_set():
         length = min(WINDOW_BYTES, size - offset)
+        # Asking for the next window, and unmapping the last, cost a fifth of hashing: done while this one is hashed.
+        ahead = offset + length
+        present = helpers.submit(_present, descriptor, ahead, min(WINDOW_BYTES, size - ahead), done)
+        done = None
         try:
-            window = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset)
+            if fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
+                break
+            done = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset)
         except (OSError, ValueError):
-            return offset
-        with window:
-            hasher.update(window)
-    return size
+            break
+        hasher.update(done)
+        offset = ahead
+    wait([present])
+    return offset
 
 
 def _hash_ahead(hasher: blake3, descriptor: int, offset: int, size: int, helpers: Executor, stop: Event) -> int:
@@ -255,18 +261,12 @@ def _lease(descriptor: int) -> bool:
     return True
 
 
-def _in_memory(descriptor: int, size: int, helpers: Executor) -> bool:
-    """Tell whether all of a file's pages are in memory, sound. Asking costs a tenth of hashing: done by all cores."""
-    first, *others = range(0, size, PRESENCE_BYTES)
-
-    def ask(offset: int) -> bool:
-        return _present(descriptor, offset, min(PRESENCE_BYTES, size - offset))
-
-    return ask(first) and all(helpers.map(ask, others))
-
-
-def _present(descriptor: int, offset: int, length: int) -> bool:
-    """Ask mincore(2) for a part of a file."""
+def _present(descriptor: int, offset: int, length: int, done: mmap.mmap | None = None) -> bool:
+    """Ask mincore(2) whether a part of a file is in memory, read without fault."""
+    if done is not None:
+        done.close()
+    if length == 0:
+        return True
     pages = -(-length // mmap.PAGESIZE)
     answer = ctypes.create_string_buffer(pages)
     try:

@@ -33,7 +33,7 @@ from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.app.project import Projector, rebuild
 from omninode_bridge.app.query import Query
 from omninode_bridge.app.settings import Settings
-from omninode_bridge.app.tree import Found, Problem, Tree
+from omninode_bridge.app.tree import Found, Problem, Tree, Walk
 from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
@@ -189,4 +189,12 @@ async def _running(projector: Projector) -> AsyncIterator[None]:
             await task
 
 
-def _walk(batch_files: int) -> filesystem.Walk: ...
+def _walk(batch_files: int) -> Walk:
+    def walk(paths: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[list[Found], list[Problem]]]:
+        for batch in filesystem.walk(paths, exclude, batch_files):
+            yield (
+                [entry for entry in batch if isinstance(entry, filesystem.Found)],
+                [entry for entry in batch if isinstance(entry, filesystem.Problem)],
+            )
+
+    return walk

@@ -23,7 +23,7 @@ COMPLETED_SCHEMA = "urn:omninode-bridge:stamping-completed:1"
 FAILED_SCHEMA = "urn:omninode-bridge:stamping-failed:1"
 
 
-class FailureData(msgspec.Struct, frozen=True, kw_only=True):
+class FailureData(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a failed event says: the workflow, the step that failed, why."""
 
     workflow_id: str
@@ -34,7 +34,7 @@ class FailureData(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str
 
 
-class _CloudEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="dataschema", omit_defaults=True):
+class _CloudEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="dataschema", omit_defaults=True, gc=False):
     # specversion and datacontenttype have no default on purpose: they are required on the wire.
     specversion: str
     id: str
@@ -50,13 +50,13 @@ class _CloudEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="datasche
     traceparent: str | None = None
 
 
-class StampingCompleted(_CloudEvent, frozen=True, kw_only=True, tag=COMPLETED_SCHEMA):
+class StampingCompleted(_CloudEvent, frozen=True, kw_only=True, tag=COMPLETED_SCHEMA, gc=False):
     """A new stamp was recorded; `data` is the stamp."""
 
     data: Stamp
 
 
-class StampingFailed(_CloudEvent, frozen=True, kw_only=True, tag=FAILED_SCHEMA):
+class StampingFailed(_CloudEvent, frozen=True, kw_only=True, tag=FAILED_SCHEMA, gc=False):
     """A workflow failed for good."""
 
     data: FailureData

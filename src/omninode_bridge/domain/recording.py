@@ -47,7 +47,7 @@ type Verdict = Stamp | BridgeError
 """What a caller is answered: the stamp, or why there is none."""
 
 
-class Workflow(msgspec.Struct, frozen=True, kw_only=True):
+class Workflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A row of `fsm_states`: a workflow's end, and its first answer."""
 
     namespace: str
@@ -63,14 +63,14 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
 
 
-class Prior(msgspec.Struct, frozen=True):
+class Prior(msgspec.Struct, frozen=True, gc=False):
     """A workflow as found, with the stamp that it was answered with."""
 
     workflow: Workflow
     stamp: Stamp | None = None
 
 
-class FactsRow(msgspec.Struct, frozen=True):
+class FactsRow(msgspec.Struct, frozen=True, gc=False):
     """A row of `file_facts`: facts that vouch for one version of a path."""
 
     namespace: str
@@ -182,7 +182,7 @@ class _Group:
         self.stamps: list[Stamp] = []
         self.records: list[Record] = []
         self.facts: dict[PathKey, FactsRow] = {}
-        self._endings: dict[tuple[tuple[Visit, ...], str], tuple[Visit, ...]] = {}
+        self._endings: dict[tuple[int, str], tuple[Visit, ...]] = {}
 
     def judge(self, outcome: Outcome) -> Verdict:
         fingerprint = request_digest(outcome.request, outcome.digest)
@@ -309,8 +309,9 @@ class _Group:
         self.priors[(workflow.namespace, workflow.workflow_id)] = Prior(workflow, stamp)
 
     def _ended(self, visits: tuple[Visit, ...], trigger: str) -> tuple[Visit, ...]:
-        # Items of one batch share their history: share its ending too.
-        key = (visits, trigger)
+        # Items of one batch share their history, the very same tuple: share its ending too. The group keeps
+        # the tuple alive, so its identity is its own.
+        key = (id(visits), trigger)
         ended = self._endings.get(key)
         if ended is None:
             ended = self._endings[key] = advance(self.plan.machine, visits, trigger, self.now)

@@ -6,6 +6,9 @@
 
 A Stamp is what callers get, what `metadata_stamps` holds and what the completed event carries: one shape
 with the names of the HTTP answer. Ids are canonical UUID strings, times aware UTC datetimes, sizes bytes.
+
+The structs are `gc=False`: they hold JSON values and each other, never a cycle, and a batch of a thousand of
+them need not be walked by the garbage collector again and again (it was half of the time of decoding).
 """
 
 from __future__ import annotations
@@ -40,27 +43,27 @@ class FileFacts(msgspec.Struct, frozen=True, gc=False):
     device: int
 
 
-class Inline(msgspec.Struct, frozen=True):
+class Inline(msgspec.Struct, frozen=True, gc=False):
     """Content held in memory."""
 
     data: bytes
 
 
-class LocalFile(msgspec.Struct, frozen=True):
+class LocalFile(msgspec.Struct, frozen=True, gc=False):
     """Content in a file of this machine, with the facts as they stood when it was found."""
 
     path: str
     facts: FileFacts
 
 
-class Claimed(msgspec.Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True, gc=False):
     """Content the bridge never sees: the caller computed its BLAKE3 digest (hex) and size (bytes)."""
 
     file_hash: str
     file_size: int
 
 
-type Content = Inline | LocalFile | Claimed
+type Content = Inline | LocalFile | Claimed | Streamed
 
 
 class Digest(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +76,14 @@ class Digest(msgspec.Struct, frozen=True, gc=False):
     facts: FileFacts | None = None
 
 
-class StampRequest(msgspec.Struct, frozen=True, kw_only=True):
+class Streamed(msgspec.Struct, frozen=True, gc=False):
+    """Content that was hashed while it arrived and not kept, but for its first bytes where intelligence is wanted."""
+
+    digest: Digest
+    head: bytes = b""
+
+
+class StampRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A checked request for one stamp. `op_id_given`: the caller chose the workflow id, so it may be known."""
 
     workflow_id: str
@@ -90,7 +100,7 @@ class StampRequest(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class Draft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A workflow whose steps before the ledger succeeded: all of a stamp but its id, version and end."""
 
     request: StampRequest
@@ -100,7 +110,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     steps_executed: int = 0
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A workflow that a step failed for good."""
 
     request: StampRequest
@@ -114,7 +124,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 type Outcome = Draft | Failure
 
 
-class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who stamped which bytes, when, under which namespace. Fields as in the HTTP answer.
 
     Times in `*_ms` are milliseconds with microsecond resolution: `microseconds()` gives the exact integer.

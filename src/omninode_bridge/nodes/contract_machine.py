@@ -94,8 +94,8 @@ def compile_machine(raw: object, path: str, found: list[Problem]) -> Fsm | None:
         return None
     _check(section, path, own)
     # An objection to the section as a whole repeats, without a location, what our own checks have located.
-    found.extend(own)
     found.extend(problem for problem in objections if problem.field != path or not own)
+    found.extend(own)
     if own or objections:
         return None
     table = {(move.from_state, move.trigger): move.to_state for move in section.transitions}

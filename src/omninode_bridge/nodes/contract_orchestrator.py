@@ -39,6 +39,8 @@ STEP_KINDS: dict[str, StepKind] = {"hash": "compute", "intelligence": "effect", 
 """The steps that the executor can run, and what ONEX calls their kind."""
 BATCH_ITEMS_MAX = 65_536
 """More than this in one call would be held in memory for no gain."""
+STEP_MS_MAX = 600_000
+"""All attempts at one step together; omnibase_core emits no action for a step that may take longer."""
 
 _ACTED = DESCRIPTIVE | {
     "performance.single_operation_max_ms",
@@ -201,6 +203,12 @@ def _compile_step(
     if kind is None:
         return
     one_of(model.step_type, (kind,), join(here, "step_type"), found)
+    longest_ms = (model.retry_count + 1) * model.timeout_ms
+    if longest_ms > STEP_MS_MAX:
+        message = (
+            f"{model.retry_count} retries of {model.timeout_ms} ms may take {longest_ms}; {STEP_MS_MAX} is the limit"
+        )
+        found.append(Problem(join(here, "retry_count"), message))
     steps.append(model)
     compiled.append(Step(model.step_name, kind, model.timeout_ms, model.retry_count, tuple(depends_on), trigger))
 

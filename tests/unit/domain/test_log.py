@@ -1,7 +1,8 @@
 """Following a chain: only the direct successor is taken."""
 
-from omninode_bridge.domain.log import START, Head, follow
 from tests.making import chain
+
+from omninode_bridge.domain.log import START, Head, follow
 
 
 def test_successors_are_taken_one_after_another() -> None:

@@ -41,7 +41,9 @@ def test_a_namespace_over_its_limit_is_refused_as_too_long() -> None:
         check_namespace("a" * 256)
 
 
-@pytest.mark.parametrize("path", ["a", "a/b.txt", "with space", "new\nline", "back\\slash", "ä/漢/🙂", "a" * 4096, "🙂" * 4096])
+@pytest.mark.parametrize(
+    "path", ["a", "a/b.txt", "with space", "new\nline", "back\\slash", "ä/漢/🙂", "a" * 4096, "🙂" * 4096]
+)
 def test_any_unicode_file_path_within_the_limit_comes_back_as_given(path: str) -> None:
     assert check_file_path(path) == path
 
@@ -62,7 +64,14 @@ def test_a_file_path_over_its_limit_is_refused_as_too_long() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "normal"),
-    [("./docs//a.txt", "docs/a.txt"), ("docs/", "docs"), ("a/../b", "b"), ("//a", "/a"), ("///a", "/a"), ("/a/.", "/a")],
+    [
+        ("./docs//a.txt", "docs/a.txt"),
+        ("docs/", "docs"),
+        ("a/../b", "b"),
+        ("//a", "/a"),
+        ("///a", "/a"),
+        ("/a/.", "/a"),
+    ],
 )
 def test_a_typed_path_is_normalised(typed: str, normal: str) -> None:
     assert normalise_path(typed) == normal
@@ -96,7 +105,9 @@ def test_a_media_type_comes_back_as_given(value: str) -> None:
     assert check_content_type(value) == value
 
 
-@pytest.mark.parametrize("value", ["", "text", "text/", "/plain", "a/b c", "text/plain\n", "text/plain; ü", "a/b;\r\nx: y"])
+@pytest.mark.parametrize(
+    "value", ["", "text", "text/", "/plain", "a/b c", "text/plain\n", "text/plain; ü", "a/b;\r\nx: y"]
+)
 def test_what_is_no_media_type_is_refused(value: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         check_content_type(value)
@@ -108,7 +119,9 @@ def test_a_media_type_over_its_limit_is_refused_as_too_long() -> None:
         check_content_type("text/" + "x" * 251)
 
 
-@pytest.mark.parametrize("value", [{}, {"a": None}, {"a": [1, 2.5, "x", {"b": True}]}, {"": ""}, {"🙂": "漢"}, {"n": 2**200}])
+@pytest.mark.parametrize(
+    "value", [{}, {"a": None}, {"a": [1, 2.5, "x", {"b": True}]}, {"": ""}, {"🙂": "漢"}, {"n": 2**200}]
+)
 def test_a_json_object_is_legal_metadata(value: dict[str, Any]) -> None:
     assert check_metadata(value) is value
 

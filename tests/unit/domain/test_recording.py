@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.making import COMPLETED, FACTS, FAILED, MACHINE, NOW, PLAN, draft, failure, new_id
 
 from omninode_bridge.adapters.memory import SeededIds
 from omninode_bridge.domain.errors import Conflict, IllegalTransition, InProgress, WorkflowFailed
@@ -14,7 +15,6 @@ from omninode_bridge.domain.log import START, Head, follow
 from omninode_bridge.domain.recording import Decision, Prior, decide, op_key, path_key
 from omninode_bridge.domain.stamp import Outcome, Stamp, request_digest
 from omninode_bridge.domain.workflow import begin
-from tests.making import COMPLETED, FACTS, FAILED, MACHINE, NOW, PLAN, draft, failure, new_id
 
 LATER = NOW + timedelta(milliseconds=250)
 
@@ -37,7 +37,7 @@ def decided(
     """Decide on a group after (only) the groups `after` tells of, in shard 5."""
     known = dict(priors or {})
     latest: dict[tuple[str, bytes], Stamp] = {}
-    before = {topic: START for topic in (plan.completed_topic, plan.failed_topic)} | dict(heads or {})
+    before = dict.fromkeys((plan.completed_topic, plan.failed_topic), START) | dict(heads or {})
     if after:
         stamps = {each.stamp_id: each for each in after.stamps}
         known |= {

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.making import NAMESPACE, NOW, completed, failed, stamp
 
 from omninode_bridge.domain.errors import NotFound
 from omninode_bridge.domain.reduction import (
@@ -17,7 +18,6 @@ from omninode_bridge.domain.reduction import (
     merge,
     window_key,
 )
-from tests.making import NAMESPACE, NOW, completed, failed, stamp
 
 ALL = Groupings(metadata_fields=("project",))
 
@@ -58,7 +58,15 @@ def test_a_stamp_without_the_field_is_in_no_group_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("value", "key"),
-    [("x", "x"), ("", ""), (7, "7"), (True, "true"), (None, "null"), ([1, "a"], '[1,"a"]'), ({"b": 1, "a": 2}, '{"a":2,"b":1}')],
+    [
+        ("x", "x"),
+        ("", ""),
+        (7, "7"),
+        (True, "true"),
+        (None, "null"),
+        ([1, "a"], '[1,"a"]'),
+        ({"b": 1, "a": 2}, '{"a":2,"b":1}'),
+    ],
 )
 def test_a_metadata_value_that_is_no_text_is_grouped_by_its_json(value: object, key: str) -> None:
     assert (NAMESPACE, "metadata.project", key) in fold([item(metadata={"project": value})], ALL)
@@ -66,7 +74,13 @@ def test_a_metadata_value_that_is_no_text_is_grouped_by_its_json(value: object, 
 
 @pytest.mark.parametrize(
     ("size", "bucket"),
-    [(0, "0..1023"), (1023, "0..1023"), (1024, "1024..1048575"), (1024**3 - 1, "1048576..1073741823"), (1024**3, "1073741824..")],
+    [
+        (0, "0..1023"),
+        (1023, "0..1023"),
+        (1024, "1024..1048575"),
+        (1024**3 - 1, "1048576..1073741823"),
+        (1024**3, "1073741824.."),
+    ],
 )
 def test_a_size_falls_into_the_bucket_whose_bounds_hold_it(size: int, bucket: str) -> None:
     assert (NAMESPACE, "size_bucket", bucket) in fold([item(size=size)], ALL)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
+from tests.making import MACHINE, NOW, PLAN
 
 from omninode_bridge.domain.errors import IllegalTransition
 from omninode_bridge.domain.workflow import Machine, Step, Visit, advance, begin, final_state
-from tests.making import MACHINE, NOW, PLAN
 
 TRIGGERS = ("start", "complete", "fail")
 LEGAL = {
@@ -38,7 +38,9 @@ def test_an_illegal_trigger_changes_nothing() -> None:
 
 
 def test_an_illegal_trigger_is_told_what_is_legal() -> None:
-    with pytest.raises(IllegalTransition, match=r"'start' is illegal in state 'processing'; legal here: complete, fail"):
+    with pytest.raises(
+        IllegalTransition, match=r"'start' is illegal in state 'processing'; legal here: complete, fail"
+    ):
         MACHINE.transition("processing", "start")
     with pytest.raises(IllegalTransition, match="'completed' has no way out"):
         MACHINE.transition("completed", "start")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.nodes.assembly import REMOVED, V1, edited, move, state
 
 from omninode_bridge.domain.errors import ContractInvalid
 from omninode_bridge.nodes.contracts import (
@@ -14,7 +15,6 @@ from omninode_bridge.nodes.contracts import (
     validate_file,
     validate_path,
 )
-from tests.unit.nodes.assembly import REMOVED, V1, edited, move, state
 
 FSM = "config.state_machine"
 GRAPH = "workflow_coordination.workflow_definition.execution_graph.nodes"
@@ -31,30 +31,62 @@ ORCHESTRATOR: dict[str, tuple[dict[str, Any], str]] = {
     "another output": ({"output_model": "ModelOther"}, "output_model"),
     "no limit for one operation": ({"performance": {}}, "performance.single_operation_max_ms"),
     "unknown top key": ({"retries": 3}, "retries"),
-    "misspelt key in a lenient model": ({"workflow_coordination.timeout_mss": 9000}, "workflow_coordination.timeout_mss"),
+    "misspelt key in a lenient model": (
+        {"workflow_coordination.timeout_mss": 9000},
+        "workflow_coordination.timeout_mss",
+    ),
     "unknown config key": ({"config.step": []}, "config.step"),
-    "a setting without effect": ({"workflow_coordination.checkpoint_interval_ms": 700}, "workflow_coordination.checkpoint_interval_ms"),
-    "a rollback nobody makes": ({"workflow_coordination.rollback_enabled": False}, "workflow_coordination.rollback_enabled"),
-    "an unknown execution mode": ({"workflow_coordination.execution_mode": "paralel"}, "workflow_coordination.execution_mode"),
+    "a setting without effect": (
+        {"workflow_coordination.checkpoint_interval_ms": 700},
+        "workflow_coordination.checkpoint_interval_ms",
+    ),
+    "a rollback nobody makes": (
+        {"workflow_coordination.rollback_enabled": False},
+        "workflow_coordination.rollback_enabled",
+    ),
+    "an unknown execution mode": (
+        {"workflow_coordination.execution_mode": "paralel"},
+        "workflow_coordination.execution_mode",
+    ),
     "no time limit": ({"workflow_coordination.timeout_ms": REMOVED}, "workflow_coordination.timeout_ms"),
     "no graph": ({"workflow_coordination.workflow_definition": REMOVED}, "workflow_coordination.workflow_definition"),
-    "a graph with a cycle": ({f"{GRAPH}[0].depends_on": ["stamp"]}, "workflow_coordination.workflow_definition.execution_graph"),
+    "a graph with a cycle": (
+        {f"{GRAPH}[0].depends_on": ["stamp"]},
+        "workflow_coordination.workflow_definition.execution_graph",
+    ),
     "a graph without a step": ({f"{GRAPH}[1]": REMOVED, f"{GRAPH}[1].depends_on": ["hash"]}, GRAPH),
     "a graph with another kind": ({f"{GRAPH}[0].node_type": "effect"}, f"{GRAPH}[0].node_type"),
     "a graph with other edges": ({f"{GRAPH}[1].depends_on": []}, f"{GRAPH}[1].depends_on"),
     "no steps": ({"config.steps": []}, "config.steps"),
-    "no hash": ({"config.steps[0]": REMOVED, "config.steps[0].depends_on": [], "config.steps[1].depends_on": ["intelligence"]}, "config.steps"),
+    "no hash": (
+        {"config.steps[0]": REMOVED, "config.steps[0].depends_on": [], "config.steps[1].depends_on": ["intelligence"]},
+        "config.steps",
+    ),
     "no stamp": ({"config.steps[2]": REMOVED}, "config.steps"),
-    "stamp not last": ({"config.steps[3]": {**EXTRA_STEP, "step_name": "intelligence"}, "config.steps[1]": REMOVED, "config.steps[1].depends_on": ["hash"]}, "config.steps[1].step_name"),
+    "stamp not last": (
+        {
+            "config.steps[3]": {**EXTRA_STEP, "step_name": "intelligence"},
+            "config.steps[1]": REMOVED,
+            "config.steps[1].depends_on": ["hash"],
+        },
+        "config.steps[1].step_name",
+    ),
     "an unknown step": ({"config.steps[1].step_name": "inteligence"}, "config.steps[1].step_name"),
-    "a step twice": ({"config.steps[1].step_name": "hash", "config.steps[1].step_type": "compute"}, "config.steps[1].step_name"),
+    "a step twice": (
+        {"config.steps[1].step_name": "hash", "config.steps[1].step_type": "compute"},
+        "config.steps[1].step_name",
+    ),
     "an unknown step type": ({"config.steps[0].step_type": "conditional"}, "config.steps[0].step_type"),
     "a step of another kind": ({"config.steps[0].step_type": "effect"}, "config.steps[0].step_type"),
     "a step's timeout too short": ({"config.steps[1].timeout_ms": 99}, "config.steps[1].timeout_ms"),
-    "a step's timeout above the workflow's": ({"workflow_coordination.timeout_ms": 60000}, "config.steps[0].timeout_ms"),
+    "a step's timeout above the workflow's": (
+        {"workflow_coordination.timeout_ms": 60000},
+        "config.steps[0].timeout_ms",
+    ),
     "a number in text": ({"config.steps[1].timeout_ms": "5000"}, "config.steps[1].timeout_ms"),
     "a truth value for a number": ({"config.steps[2].retry_count": True}, "config.steps[2].retry_count"),
     "too many retries": ({"config.steps[2].retry_count": 11}, "config.steps[2].retry_count"),
+    "retries that take too long": ({"config.steps[0].retry_count": 3}, "config.steps[0].retry_count"),
     "more retries than the policy": ({"config.retry.max_retries": 4}, "config.steps[2].retry_count"),
     "a step switched off": ({"config.steps[1].enabled": False}, "config.steps[1].enabled"),
     "an unknown step key": ({"config.steps[0].timeout": 5}, "config.steps[0].timeout"),
@@ -91,15 +123,38 @@ ORCHESTRATOR: dict[str, tuple[dict[str, Any], str]] = {
     "a terminal state to recover from": ({f"{FSM}.states[3].is_recoverable": True}, f"{FSM}.states[3]"),
     "a state twice": ({f"{FSM}.states[4]": state("processing")}, f"{FSM}.states[4].state_name"),
     "an unknown kind of state": ({f"{FSM}.states[0].state_type": "limbo"}, f"{FSM}.states[0].state_type"),
-    "an unreachable state": ({f"{FSM}.states[4]": state("limbo"), f"{FSM}.transitions[3]": move("leave", "limbo", "failed")}, f"{FSM}.states[4].state_name"),
-    "a dead end": ({f"{FSM}.states[4]": state("limbo"), f"{FSM}.transitions[3]": move("stray", "processing", "limbo")}, f"{FSM}.states[4].state_name"),
+    "an unreachable state": (
+        {f"{FSM}.states[4]": state("limbo"), f"{FSM}.transitions[3]": move("leave", "limbo", "failed")},
+        f"{FSM}.states[4].state_name",
+    ),
+    "a dead end": (
+        {f"{FSM}.states[4]": state("limbo"), f"{FSM}.transitions[3]": move("stray", "processing", "limbo")},
+        f"{FSM}.states[4].state_name",
+    ),
     "a wildcard": ({f"{FSM}.transitions[2].from_state": "*"}, f"{FSM}.transitions[2].from_state"),
-    "a way out of a terminal state": ({f"{FSM}.transitions[3]": move("revive", "failed", "processing")}, f"{FSM}.transitions[3].from_state"),
+    "a way out of a terminal state": (
+        {f"{FSM}.transitions[3]": move("revive", "failed", "processing")},
+        f"{FSM}.transitions[3].from_state",
+    ),
     "a move from nowhere": ({f"{FSM}.transitions[1].from_state": "limbo"}, f"{FSM}.transitions[1].from_state"),
     "a move to nowhere": ({f"{FSM}.transitions[1].to_state": "limbo"}, f"{FSM}.transitions[1].to_state"),
-    "two moves by one trigger": ({f"{FSM}.transitions[3]": move("again", "processing", "failed", "complete", priority=1)}, f"{FSM}.transitions[3].trigger"),
-    "two moves of one name": ({f"{FSM}.transitions[3]": move("start", "processing", "failed", "stop")}, f"{FSM}.transitions[3].transition_name"),
-    "a condition": ({f"{FSM}.transitions[1].conditions": [{"condition_name": "c", "condition_type": "field_check", "expression": "a == b"}]}, f"{FSM}.transitions[1].conditions"),
+    "two moves by one trigger": (
+        {f"{FSM}.transitions[3]": move("again", "processing", "failed", "complete")},
+        f"{FSM}.transitions[3].trigger",
+    ),
+    "a priority": ({f"{FSM}.transitions[2].priority": 1}, f"{FSM}.transitions[2].priority"),
+    "two moves of one name": (
+        {f"{FSM}.transitions[3]": move("start", "processing", "failed", "stop")},
+        f"{FSM}.transitions[3].transition_name",
+    ),
+    "a condition": (
+        {
+            f"{FSM}.transitions[1].conditions": [
+                {"condition_name": "c", "condition_type": "field_check", "expression": "a == b"}
+            ]
+        },
+        f"{FSM}.transitions[1].conditions",
+    ),
     "an action nobody runs": ({f"{FSM}.states[1].entry_actions": ["cheer"]}, f"{FSM}.states[1].entry_actions"),
     "a state without version": ({f"{FSM}.states[0].version": REMOVED}, f"{FSM}.states[0].version"),
     "states kept elsewhere": ({f"{FSM}.persistence_enabled": True}, f"{FSM}.persistence_enabled"),
@@ -111,14 +166,23 @@ REDUCER: dict[str, tuple[dict[str, Any], str]] = {
     "no machine": ({"state_machine": REMOVED}, "state_machine"),
     "no state management": ({"state_management": REMOVED}, "state_management"),
     "a misspelt window": ({"aggregation.windowing.window_sise_ms": 9000}, "aggregation.windowing.window_sise_ms"),
-    "a window of less than a second": ({"aggregation.windowing.window_size_ms": 999}, "aggregation.windowing.window_size_ms"),
+    "a window of less than a second": (
+        {"aggregation.windowing.window_size_ms": 999},
+        "aggregation.windowing.window_size_ms",
+    ),
     "an endless window": ({"aggregation.windowing.window_size_ms": 10**12}, "aggregation.windowing.window_size_ms"),
     "a sliding window": ({"aggregation.windowing.window_type": "sliding"}, "aggregation.windowing.window_type"),
-    "late events ignored": ({"aggregation.windowing.late_arrival_handling": "drop"}, "aggregation.windowing.late_arrival_handling"),
+    "late events ignored": (
+        {"aggregation.windowing.late_arrival_handling": "drop"},
+        "aggregation.windowing.late_arrival_handling",
+    ),
     "windows switched off": ({"aggregation.windowing.windowing_enabled": False}, "aggregation.windowing"),
     "another mode": ({"aggregation.aggregation_mode": "stream"}, "aggregation.aggregation_mode"),
     "a function nobody knows": ({"aggregation.aggregation_functions[6]": "median_of_medians"}, "aggregation"),
-    "a function that is not computed": ({"aggregation.aggregation_functions[6]": "avg"}, "aggregation.aggregation_functions[6]"),
+    "a function that is not computed": (
+        {"aggregation.aggregation_functions[6]": "avg"},
+        "aggregation.aggregation_functions[6]",
+    ),
     "a function missing": ({"aggregation.aggregation_functions": ["count"]}, "aggregation.aggregation_functions"),
     "a function twice": ({"aggregation.aggregation_functions[6]": "sum"}, "aggregation.aggregation_functions[6]"),
     "an unknown grouping": ({f"{GROUPING}[1]": "mime"}, f"{GROUPING}[1]"),
@@ -136,20 +200,31 @@ REDUCER: dict[str, tuple[dict[str, Any], str]] = {
     "a batch too large": ({"aggregation.performance.batch_size": 10**6}, "aggregation.performance.batch_size"),
     "a batch in text": ({"aggregation.performance.batch_size": "1500"}, "aggregation.performance.batch_size"),
     "a version missing": ({"aggregation.grouping.version": REMOVED}, "aggregation.grouping.version"),
-    "another storage": ({"state_management.persistence.storage_backend": "redis"}, "state_management.persistence.storage_backend"),
-    "an unknown storage": ({"state_management.persistence.storage_backend": "tape"}, "state_management.persistence.storage_backend"),
-    "nothing kept": ({"state_management.persistence.persistence_enabled": False}, "state_management.persistence.persistence_enabled"),
+    "another storage": (
+        {"state_management.persistence.storage_backend": "redis"},
+        "state_management.persistence.storage_backend",
+    ),
+    "an unknown storage": (
+        {"state_management.persistence.storage_backend": "tape"},
+        "state_management.persistence.storage_backend",
+    ),
+    "nothing kept": (
+        {"state_management.persistence.persistence_enabled": False},
+        "state_management.persistence.persistence_enabled",
+    ),
     "state of one node": ({"state_management.state_scope": "node_local"}, "state_management.state_scope"),
     "a section without effect": ({"streaming": {"enabled": True}}, "streaming"),
     "three topics": ({"yaml_consumed_events[2]": "a"}, "yaml_consumed_events"),
     "an illegal topic": ({"yaml_consumed_events[0]": ".."}, "yaml_consumed_events[0]"),
     "a wildcard": ({"state_machine.transitions[2].from_state": "*"}, "state_machine.transitions[2].from_state"),
     "an unknown initial state": ({"state_machine.initial_state": "new"}, "state_machine.initial_state"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("edits", "field"), ORCHESTRATOR.values(), ids=ORCHESTRATOR)
-def test_a_broken_orchestrator_contract_is_refused_at_its_field(tmp_path: Path, edits: dict[str, Any], field: str) -> None:
+def test_a_broken_orchestrator_contract_is_refused_at_its_field(
+    tmp_path: Path, edits: dict[str, Any], field: str
+) -> None:
     path = tmp_path / "contract.yaml"
     path.write_text(edited("orchestrator", edits))
     with pytest.raises(ContractInvalid) as refused:
@@ -214,7 +289,9 @@ def test_both_contracts_must_agree_about_topics_and_states() -> None:
 
 def test_validating_a_file_tells_everything_that_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "contract.yaml"
-    path.write_text(edited("reducer", {f"{GROUPING}[1]": "mime", "config.size_buckets": [3, 2], "streaming": {}, "x": 1}))
+    path.write_text(
+        edited("reducer", {f"{GROUPING}[1]": "mime", "config.size_buckets": [3, 2], "streaming": {}, "x": 1})
+    )
     kind, problems = validate_file(path)
     assert kind == "reducer"
     assert [problem.field for problem in problems] == ["x"]  # omnibase_core refuses the whole for it
@@ -230,7 +307,10 @@ def test_validating_a_folder_holds_its_two_contracts_against_each_other(tmp_path
     (tmp_path / "r").mkdir()
     (tmp_path / "o" / "contract.yaml").write_text(shipped_text("orchestrator"))
     (tmp_path / "r" / "contract.yaml").write_text(shipped_text("reducer"))
-    assert [(report.kind, report.problems) for report in validate_path(tmp_path)] == [("orchestrator", ()), ("reducer", ())]
+    assert [(report.kind, report.problems) for report in validate_path(tmp_path)] == [
+        ("orchestrator", ()),
+        ("reducer", ()),
+    ]
     (tmp_path / "r" / "contract.yaml").write_text(edited("reducer", {"yaml_consumed_events": ["a", "b"]}))
     reports = validate_path(tmp_path)
     assert [problem.field for report in reports for problem in report.problems] == ["yaml_consumed_events"]

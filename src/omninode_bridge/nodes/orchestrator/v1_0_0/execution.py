@@ -36,7 +36,7 @@ from omninode_bridge.domain.errors import (
 )
 from omninode_bridge.domain.names import check_metadata
 from omninode_bridge.domain.recording import Verdict
-from omninode_bridge.domain.stamp import Claimed, Digest, Draft, Failure, Outcome, StampRequest
+from omninode_bridge.domain.stamp import Claimed, Digest, Draft, Failure, Outcome, StampRequest, Streamed
 from omninode_bridge.domain.workflow import Plan, Step, Visit, advance, begin
 from omninode_bridge.ports import Clock, Hasher, Intelligence, Ledger
 
@@ -123,12 +123,14 @@ class Execution:
         digests: list[Digest | ContentUnavailable | None],
         failed: dict[int, _Failed],
     ) -> None:
-        """Fill in the digests. A claimed content is taken at its word: the bridge never sees its bytes."""
+        """Fill in the digests. A claimed content is taken at its word; a streamed one was hashed as it arrived."""
         wanted: list[int] = []
         for index, request in enumerate(requests):
             content = request.content
             if isinstance(content, Claimed):
                 digests[index] = Digest(content.file_hash, content.file_size, "claimed")
+            elif isinstance(content, Streamed):
+                digests[index] = content.digest
             else:
                 wanted.append(index)
         if not wanted:

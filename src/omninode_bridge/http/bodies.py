@@ -1,0 +1,203 @@
+"""Reading a request's body, within its limits.
+
+The rules it keeps:
+
+1. A body over its limit is refused before it is read where its length is announced, and as soon as it goes over
+   where it is not.
+2. A body that ends too early is no body: `ClientDisconnect` leaves every reader, and nothing is made of it.
+3. A raw body of any length takes one piece of memory at a time. JSON is read whole, and all JSON that is being
+   worked on shares one allowance.
+4. A sender may be slow, not silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Self
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from omninode_bridge.domain.errors import InvalidInput, Overloaded
+from omninode_bridge.domain.stamp import Digest
+from omninode_bridge.http.problems import BodyMalformed, BodyTimeout, BodyTooLarge
+from omninode_bridge.ports import RunningDigest
+
+SILENCE_S_MAX = 60.0
+"""How long a sender may leave a body without a byte."""
+JSON_BYTES_AT_ONCE_MAX = 128 * 1024 * 1024
+"""JSON bodies in memory together; decoded they are there twice."""
+FORM_OVERHEAD_BYTES_MAX = 64 * 1024
+"""What a form may have beside its file: boundaries and headers."""
+
+
+class Allowance:
+    """Bytes that all requests together may hold. `with allowance.share() as share:` gives them back."""
+
+    def __init__(self, bytes_max: int = JSON_BYTES_AT_ONCE_MAX) -> None:
+        self.left = bytes_max
+
+    def share(self) -> Share:
+        return Share(self)
+
+
+class Share:
+    """What one request took of an allowance."""
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+        self._taken = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._allowance.left += self._taken
+
+    def take(self, count: int) -> None:
+        """Take some bytes; Overloaded when there are not so many left."""
+        if count > self._allowance.left:
+            raise Overloaded("the JSON bodies being worked on fill the memory meant for them: try again")
+        self._allowance.left -= count
+        self._taken += count
+
+
+async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives; BodyTooLarge names the setting that limits it."""
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > limit_bytes:
+        raise _too_large(announced, limit_bytes, setting)
+    count, more = 0, True
+    while more:
+        try:
+            async with asyncio.timeout(SILENCE_S_MAX):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise BodyTimeout(
+                f"nothing of the body came for {SILENCE_S_MAX:g} s, after {count} bytes: send it again", field="body"
+            ) from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        count += len(piece)
+        if count > limit_bytes:
+            raise _too_large(f"at least {count}", limit_bytes, setting)
+        if piece:
+            yield piece
+
+
+async def whole(request: Request, limit_bytes: int, share: Share) -> bytes:
+    """Return a JSON body."""
+    parts = []
+    async for piece in pieces(request, limit_bytes, "BRIDGE_JSON_BYTES_MAX"):
+        share.take(len(piece))
+        parts.append(piece)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def hashed(
+    request: Request, running: RunningDigest, limit_bytes: int, keep_bytes: int = 0
+) -> tuple[Digest, bytes]:
+    """Return a raw body's digest, computed while it arrived, and up to `keep_bytes` of its beginning."""
+    head = bytearray()
+    async for piece in pieces(request, limit_bytes, "BRIDGE_BODY_BYTES_MAX"):
+        running.update(piece)
+        if len(head) < keep_bytes:
+            head += piece[: keep_bytes - len(head)]
+    return running.digest(), bytes(head)
+
+
+async def hashed_file(request: Request, running: RunningDigest, limit_bytes: int) -> Digest:
+    """Return the digest of a multipart form's `file`, its only part, computed while it arrived."""
+    _, options = parse_options_header(request.headers.get("content-type"))
+    form = _Form(options.get(b"boundary", b""), running.update)
+    async for piece in pieces(request, limit_bytes + FORM_OVERHEAD_BYTES_MAX, "BRIDGE_BODY_BYTES_MAX"):
+        form.feed(piece)
+    form.close()
+    digest = running.digest()
+    if digest.file_size > limit_bytes:
+        raise _too_large(f"at least {digest.file_size}", limit_bytes, "BRIDGE_BODY_BYTES_MAX")
+    return digest
+
+
+class _Form:
+    """A form (RFC 7578) that arrives in pieces: the bytes of its one file go to `take`."""
+
+    def __init__(self, boundary: bytes, take: Callable[[bytes], None]) -> None:
+        if not boundary:
+            raise BodyMalformed("the Content-Type multipart/form-data has no boundary: add it", field="body")
+        self._take = take
+        self._name = b""
+        self._value = b""
+        self._part = b""
+        self._files = 0
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise _malformed(error) from error
+
+    def feed(self, piece: bytes) -> None:
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise _malformed(error) from error
+
+    def close(self) -> None:
+        if not self._ended:
+            raise BodyMalformed("the form ends before its last boundary: send all of it", field="body")
+        if not self._files:
+            raise InvalidInput("the form has no part named 'file': add it", field="file")
+
+    def _on_part_begin(self) -> None:
+        self._part = b""
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._part = parse_options_header(self._value.decode("latin-1"))[1].get(b"name", b"")
+        self._name = self._value = b""
+
+    def _on_headers_finished(self) -> None:
+        if self._part != b"file":
+            name = self._part.decode(errors="replace")[:80]
+            raise InvalidInput(f"the form has a part named {name!r}: send one part, named 'file'", field="file")
+        self._files += 1
+        if self._files > 1:
+            raise InvalidInput("the form has more than one part named 'file': send one a request", field="file")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._take(data[start:end])
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+def _malformed(error: FormParserError) -> BodyMalformed:
+    return BodyMalformed(f"the body is not multipart/form-data: {error}", field="body")
+
+
+def _too_large(size: str, limit_bytes: int, setting: str) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {size} bytes; {limit_bytes} is the limit ({setting})", field="body")

@@ -1,0 +1,84 @@
+"""What every answer carries, and the last resort: ASGI middleware around all of the application.
+
+* `X-Correlation-ID`: the caller's, if it is 1-128 characters of `[A-Za-z0-9._:/+=@-]`, else one made here; in each answer, and
+  in the log line of what went wrong.
+* An error that nobody meant to raise is logged with its trace and answered as a problem that says nothing of it.
+* An answer that refuses a long body ends the connection: what is left of the body need not be read.
+* A page of another origin may not make a browser post to a server that asks for no token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omninode_bridge.http.problems import CrossOrigin, ShuttingDown, bridge_problem, unexpected
+
+CORRELATION_HEADER = b"x-correlation-id"
+LEFT_BYTES_MAX = 64 * 1024
+"""A refused body up to this long is read to its end, so that the connection can be used again."""
+
+_CORRELATION = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_log = logging.getLogger(__name__)
+
+
+class Envelope:
+    """The outermost part of the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(CORRELATION_HEADER, b"")
+        correlation = given if _CORRELATION.fullmatch(given) else secrets.token_hex(16).encode()
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (CORRELATION_HEADER, correlation)]
+                if message["status"] >= 400 and _is_long(headers):
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        request = Request(scope)
+        try:
+            if scope["method"] not in _SAFE_METHODS and _is_foreign(headers):
+                raise CrossOrigin("a web page of another origin asks: only this server's own pages may", field="origin")
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
+        except CrossOrigin as error:
+            await (await bridge_problem(request, error))(scope, receive, sending)
+        except asyncio.CancelledError:
+            # The server's patience at shutdown is over; the answer is not to be had, but safe to ask for again.
+            if started:
+                raise
+            stopping = ShuttingDown("the server stopped before the answer was there: try again with the same op_id")
+            await (await bridge_problem(request, stopping))(scope, receive, sending)
+        except Exception:
+            _log.exception("%s %s failed (correlation id %s)", scope["method"], scope["path"], correlation.decode())
+            if started:
+                raise
+            await unexpected(request)(scope, receive, sending)
+
+
+def _is_long(headers: dict[bytes, bytes]) -> bool:
+    length = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" in headers or not length.isdigit() or int(length) > LEFT_BYTES_MAX
+
+
+def _is_foreign(headers: dict[bytes, bytes]) -> bool:
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
