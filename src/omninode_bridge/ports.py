@@ -156,8 +156,9 @@ class KnownFile(msgspec.Struct, frozen=True, gc=False):
 class Reads(Protocol):
     """Queries by key over what the ledger has recorded. Lists are newest first."""
 
-    async def by_hash(self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100) -> list[Stamp]:
-        ...
+    async def by_hash(
+        self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100
+    ) -> list[Stamp]: ...
 
     async def by_id(self, stamp_id: str) -> Stamp | None: ...
 

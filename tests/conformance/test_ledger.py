@@ -46,7 +46,7 @@ async def test_values_at_their_limits_are_recorded(storage: Storage) -> None:
     (stamp,) = await storage.stamp(asked)
     assert await storage.reads.by_id(stamp.stamp_id) == stamp
     assert stamp.file_size == FILE_SIZE_BYTES_MAX
-    (known,) = (await storage.reads.known_files([(stamp.namespace, path_hash(stamp.file_path))])).values()
+    (known,) = (await storage.reads.known_files([path_hash(stamp.namespace, stamp.file_path)])).values()
     assert known.facts == facts
 
 
@@ -156,6 +156,18 @@ async def test_one_item_that_is_refused_harms_no_other(storage: Storage) -> None
     await assert_chains(storage)
 
 
+async def test_what_a_storage_cannot_hold_harms_no_other(storage: Storage) -> None:
+    """A storage may record a NUL or refuse it; either way the item stands alone."""
+    verdicts = await storage.ledger.record(
+        [draft("a"), failure("b", message="\0"), draft("c"), draft("a"), failure("d")]
+    )
+    assert [stamped(verdicts[n]).file_path for n in (0, 2, 3)] == ["a", "c", "a"]
+    assert [stamped(verdicts[n]).deduplicated for n in (0, 2, 3)] == [False, False, True]
+    assert isinstance(verdicts[1], BridgeError)
+    assert isinstance(verdicts[4], WorkflowFailed)
+    await assert_chains(storage)
+
+
 async def test_a_large_group_is_recorded_whole(storage: Storage) -> None:
     verdicts = await storage.ledger.record([draft(f"{n:04d}") for n in range(1_500)])
     assert [stamped(verdict).file_path for verdict in verdicts] == [f"{n:04d}" for n in range(1_500)]
@@ -175,7 +187,7 @@ async def test_many_writers_of_the_same_paths_make_versions_one_to_n_each_once(s
     names = ["p", "q", "r"]
 
     async def write(writer: int) -> list[Stamp]:
-        made = []
+        made: list[Stamp] = []
         for turn in range(5):
             group = [draft(name, b"%d %d" % (writer, turn)) for name in rng.sample(names, 3)]
             made += map(stamped, await (storage.ledger, storage.rival)[writer % 2].record(group))
@@ -224,7 +236,7 @@ async def test_writers_that_meet_the_same_paths_in_opposite_orders_all_finish(st
 async def test_file_facts_survive_any_number_of_writers(storage: Storage) -> None:
     await asyncio.gather(*(storage.ledger.record([draft(content=b"%d" % n, facts=FACTS)]) for n in range(10)))
     (latest,) = (await storage.reads.latest_many("legal.contracts", ["a.txt"])).values()
-    (known,) = (await storage.reads.known_files([("legal.contracts", path_hash(latest.file_path))])).values()
+    (known,) = (await storage.reads.known_files([path_hash("legal.contracts", latest.file_path)])).values()
     assert known.stamp_id == latest.stamp_id
     assert latest.file_hash in {hash_of(b"%d" % n) for n in range(10)}
 

@@ -175,15 +175,15 @@ async def test_all_workflows_come_by_namespace_and_id(storage: Storage) -> None:
 
 async def test_facts_vouch_for_the_latest_version(storage: Storage) -> None:
     (stamp,) = await storage.stamp(draft(facts=FACTS, metadata={"b": 1, "a": 2}))
-    key = (NAMESPACE, path_hash("a.txt"))
-    (known,) = (await storage.reads.known_files([key, (NAMESPACE, path_hash("none"))])).items()
+    key = path_hash(NAMESPACE, "a.txt")
+    (known,) = (await storage.reads.known_files([key, path_hash(NAMESPACE, "none")])).items()
     assert known[0] == key
     assert (known[1].facts, known[1].stamp_id, known[1].content_type) == (FACTS, stamp.stamp_id, "text/plain")
     assert known[1].metadata == canonical_json({"a": 2, "b": 1})
 
 
 async def test_facts_of_an_older_version_say_nothing(storage: Storage) -> None:
-    key = (NAMESPACE, path_hash("a.txt"))
+    key = path_hash(NAMESPACE, "a.txt")
     await storage.stamp(draft(facts=FACTS), draft(content=b"from elsewhere"))
     assert await storage.reads.known_files([key]) == {}
     newer = msgspec.structs.replace(FACTS, mtime_ns=9)
@@ -192,7 +192,7 @@ async def test_facts_of_an_older_version_say_nothing(storage: Storage) -> None:
 
 
 async def test_facts_are_renewed_when_the_same_content_is_found_with_others(storage: Storage) -> None:
-    key = (NAMESPACE, path_hash("a.txt"))
+    key = path_hash(NAMESPACE, "a.txt")
     touched = msgspec.structs.replace(FACTS, mtime_ns=9, ctime_ns=10)
     stamps = await storage.stamp(draft(facts=FACTS), draft(facts=touched))
     assert stamps[1].deduplicated
@@ -201,5 +201,5 @@ async def test_facts_are_renewed_when_the_same_content_is_found_with_others(stor
 
 async def test_facts_belong_to_a_namespace(storage: Storage) -> None:
     await storage.stamp(draft(facts=FACTS))
-    assert await storage.reads.known_files([("other", path_hash("a.txt"))]) == {}
+    assert await storage.reads.known_files([path_hash("other", "a.txt")]) == {}
     assert await storage.reads.known_files([]) == {}

@@ -1,4 +1,4 @@
-"""Hypothesis as the laws are tested with it: no deadlines on a shared machine, and every failure prints how to repeat it."""
+"""Hypothesis as the laws are tested with it: no deadlines on a shared machine, and failures say how to repeat them."""
 
 from hypothesis import HealthCheck, settings
 

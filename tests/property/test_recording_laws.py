@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ def recorded(found: list[Outcome], cuts: list[int]) -> tuple[MemoryStore, list[V
     """Commit outcomes in groups that end at the cuts."""
     store, ids, verdicts = MemoryStore(), endless_ids(), list[Verdict]()
     edges = [0, *sorted({cut for cut in cuts if cut < len(found)}), len(found)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         group = found[start:end]
         heads = {topic: store.head((topic, 0)) for topic in (COMPLETED, FAILED)}
         decision = decide(
@@ -76,7 +77,7 @@ def test_versions_of_a_path_are_one_to_n_without_a_hole(found: list[Outcome], cu
     store, _ = recorded(found, cuts)
     by_path = defaultdict(list)
     for stamp in store.stamps.values():
-        by_path[stamp.namespace, path_hash(stamp.file_path)].append(stamp.version)
+        by_path[path_hash(stamp.namespace, stamp.file_path)].append(stamp.version)
     for versions in by_path.values():
         assert versions == list(range(1, len(versions) + 1))
 
@@ -110,7 +111,7 @@ def test_asking_everything_again_gives_the_same_answers_and_writes_nothing(
 def test_consecutive_versions_of_a_path_always_differ_in_content_or_origin(found: list[Outcome]) -> None:
     store, _ = recorded(found, [])
     for versions in store.versions.values():
-        for one, other in zip(versions, versions[1:], strict=False):
+        for one, other in pairwise(versions):
             same = (one.file_hash, one.metadata, one.content_type) == (
                 other.file_hash,
                 other.metadata,

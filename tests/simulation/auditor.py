@@ -84,10 +84,8 @@ def _keys(event: dict[str, Any], groupings: Mapping[str, Any]) -> list[tuple[str
         floor = max(edge for edge in edges if edge <= data["file_size"])
         above = [edge - 1 for edge in edges if edge > data["file_size"]]
         keys.append(("size_bucket", f"{floor}..{min(above) if above else ''}"))
-    for name in groupings["metadata_fields"]:
-        if name in data["metadata"]:
-            keys.append((f"metadata.{name}", data["metadata"][name]))
-    return keys
+    metadata, fields = data["metadata"], groupings["metadata_fields"]
+    return keys + [(f"metadata.{name}", metadata[name]) for name in fields if name in metadata]
 
 
 def _window(time: str, window_ms: int) -> str:

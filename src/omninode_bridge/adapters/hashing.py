@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from threading import Event
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -79,7 +78,7 @@ class Blake3Hasher:
     async def digest_many(self, contents: Sequence[Content]) -> list[Digest | ContentUnavailable]:
         """Return each content's digest, in order, or why its bytes could not be read.
 
-        A claimed content's digest is passed on as claimed. Never raises for what a content is.
+        The digest of a claimed or streamed content is passed on as it is. Never raises for what a content is.
         """
         if sum(map(_bytes_in_memory, contents)) <= AT_ONCE_BYTES_MAX:
             return self._digest_all(contents, Event())
@@ -109,76 +108,69 @@ class Blake3Hasher:
             if stop.is_set():
                 break
             started = time.perf_counter_ns()
-            match content:
-                case LocalFile():
-                    answers.append(self._digest_file(content, settled_before_ns, stop))
-                case Inline(data):
-                    file_hash = blake3(data, max_threads=blake3.AUTO if _is_large(content) else 1).hexdigest()
-                    answers.append(Digest(file_hash, len(data), "computed", _microseconds_since(started)))
-                case Claimed(file_hash, file_size):
-                    answers.append(Digest(file_hash, file_size, "claimed"))
+            if isinstance(content, LocalFile):
+                answers.append(self._digest_file(content, settled_before_ns, stop))
+            elif isinstance(content, Inline):
+                file_hash = blake3(content.data, max_threads=blake3.AUTO if _is_large(content) else 1).hexdigest()
+                answers.append(Digest(file_hash, len(content.data), "computed", _microseconds_since(started)))
+            elif isinstance(content, Claimed):
+                answers.append(Digest(content.file_hash, content.file_size, "claimed"))
+            else:
+                answers.append(content.digest)
         return answers
 
     def _digest_file(self, file: LocalFile, settled_before_ns: int, stop: Event) -> Answer:
         started = time.perf_counter_ns()
+        facts = file.facts
         try:
-            file_hash, facts = self._read(file, stop)
+            file_hash = _hash_small(file.path, facts) if facts.size <= SMALL_FILE_BYTES_MAX else None
+            if file_hash is None:
+                file_hash, facts = self._read(file.path, stop)
         except ContentUnavailable as error:
             return error
         except OSError as error:
             reason, remedy = error.strerror or str(error), _REMEDIES.get(error.errno or 0, "exclude it")
             return ContentUnavailable(f"cannot read {file.path!r}: {reason}: {remedy}", field="file_path")
-        settled = max(facts.mtime_ns, facts.ctime_ns) <= settled_before_ns
+        settled = facts.mtime_ns <= settled_before_ns and facts.ctime_ns <= settled_before_ns
         return Digest(file_hash, facts.size, "computed", _microseconds_since(started), facts if settled else None)
 
-    def _read(self, file: LocalFile, stop: Event) -> tuple[str, FileFacts]:
-        """Return a file's digest and the facts that held before and after its bytes were read."""
-        if file.facts.size <= SMALL_FILE_BYTES_MAX:
-            reading = _read_small(file)
-            if reading.steady:
-                return reading.file_hash, reading.before
-            # It changed since it was found, which does no harm if it stands still now.
-        reading = _read_opened(file.path, self._helpers, stop)
-        if not reading.steady:
-            raise ContentChanged(
-                f"{file.path!r} changed while it was being read: stamp it again when nothing writes to it",
-                field="file_path",
-            )
-        return reading.file_hash, reading.before
+    def _read(self, path: str, stop: Event) -> tuple[str, FileFacts]:
+        """Return a file's digest and the facts that held before and after its bytes were read.
+
+        They may differ from those it was found with: a change in between does no harm.
+        """
+        descriptor = os.open(path, _OPEN)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ContentUnavailable(f"{path!r} is no regular file any more: exclude it", field="file_path")
+            facts = _facts(status)
+            if facts.size < LARGE_FILE_BYTES_MIN:
+                file_hash, length = _hash_blocks(descriptor, facts.size)
+            else:
+                file_hash, length = _hash_large(descriptor, facts, self._helpers, stop)
+            if length != facts.size or _facts(os.fstat(descriptor)) != facts:
+                raise ContentChanged(
+                    f"{path!r} changed while it was being read: stamp it again when nothing writes to it",
+                    field="file_path",
+                )
+        finally:
+            os.close(descriptor)
+        return file_hash, facts
 
 
-class _Reading(NamedTuple):
-    """What a read gave: a digest, the facts before it, and whether they held and counted the bytes right."""
-
-    file_hash: str
-    before: FileFacts
-    steady: bool
-
-
-def _read_small(file: LocalFile) -> _Reading:
-    """Read a file with four system calls; the facts before are those that it was found with."""
-    descriptor = os.open(file.path, _OPEN)
-    try:
-        # One byte more than there should be tells a grown file.
-        data = os.read(descriptor, file.facts.size + 1)
-        after = _facts(descriptor, file.path)
-    finally:
-        os.close(descriptor)
-    return _Reading(blake3(data).hexdigest(), file.facts, after == file.facts and len(data) == after.size)
-
-
-def _read_opened(path: str, helpers: Executor, stop: Event) -> _Reading:
+def _hash_small(path: str, facts: FileFacts) -> str | None:
+    """Return the digest of a file that is as it was found, None of one that has changed. Four system calls."""
     descriptor = os.open(path, _OPEN)
     try:
-        before = _facts(descriptor, path)
-        if before.size < LARGE_FILE_BYTES_MIN:
-            file_hash, length = _hash_blocks(descriptor, before.size)
-        else:
-            file_hash, length = _hash_large(descriptor, before, helpers, stop)
-        after = _facts(descriptor, path)
+        # One byte more than there should be tells a grown file.
+        data = os.read(descriptor, facts.size + 1)
+        status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    return _Reading(file_hash, before, before == after and length == after.size)
+    if len(data) != facts.size or _facts(status) != facts:
+        return None
+    return blake3(data).hexdigest()
 
 
 def _hash_blocks(descriptor: int, size: int) -> tuple[str, int]:
@@ -284,10 +276,7 @@ def _present(descriptor: int, offset: int, length: int, done: mmap.mmap | None =
 _libc = ctypes.CDLL(None)
 
 
-def _facts(descriptor: int, path: str) -> FileFacts:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise ContentUnavailable(f"{path!r} is no regular file any more: exclude it", field="file_path")
+def _facts(status: os.stat_result) -> FileFacts:
     return FileFacts(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
@@ -297,20 +286,12 @@ def _microseconds_since(started_ns: int) -> int:
 
 def _bytes_in_memory(content: Content) -> int:
     """Return how many bytes are to be hashed without reading; a file counts as more than any."""
-    match content:
-        case Inline(data):
-            return len(data)
-        case LocalFile():
-            return AT_ONCE_BYTES_MAX + 1
-        case Claimed():
-            return 0
+    if isinstance(content, LocalFile):
+        return AT_ONCE_BYTES_MAX + 1
+    return len(content.data) if isinstance(content, Inline) else 0
 
 
 def _is_large(content: Content) -> bool:
-    match content:
-        case Inline(data):
-            return len(data) >= LARGE_FILE_BYTES_MIN
-        case LocalFile(_, facts):
-            return facts.size >= LARGE_FILE_BYTES_MIN
-        case Claimed():
-            return False
+    if isinstance(content, LocalFile):
+        return content.facts.size >= LARGE_FILE_BYTES_MIN
+    return isinstance(content, Inline) and len(content.data) >= LARGE_FILE_BYTES_MIN

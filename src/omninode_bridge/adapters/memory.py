@@ -118,7 +118,7 @@ class MemoryStore:
         for record in decision.records:
             self.log.setdefault((record.topic, record.shard), []).append(record)
         for row in decision.facts:
-            path = (row.namespace, row.path_hash)
+            path = row.path_hash
             if path not in self.facts or self.facts[path].version <= row.version:
                 self.facts[path] = row
         return True
@@ -277,15 +277,15 @@ class MemoryReads:
         return self._store.stamps.get(stamp_id)
 
     async def history(self, namespace: str, file_path: str) -> list[Stamp]:
-        return self._store.versions.get((namespace, path_hash(file_path)), [])[::-1]
+        return self._store.versions.get(path_hash(namespace, file_path), [])[::-1]
 
     async def latest_many(self, namespace: str, file_paths: Sequence[str]) -> dict[str, Stamp]:
-        latest = ((path, self._store.latest((namespace, path_hash(path)))) for path in file_paths)
+        latest = ((path, self._store.latest(path_hash(namespace, path))) for path in file_paths)
         return {path: stamp for path, stamp in latest if stamp}
 
     async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
         below = "" if prefix is None else prefix.rstrip("/") + "/"
-        latest = [versions[-1] for (owner, _), versions in self._store.versions.items() if owner == namespace]
+        latest = [versions[-1] for versions in self._store.versions.values() if versions[-1].namespace == namespace]
         for stamp in sorted(latest, key=lambda stamp: stamp.file_path):
             if stamp.file_path.startswith(below):
                 yield stamp
@@ -313,4 +313,4 @@ class MemoryReads:
 
 
 def _path(stamp: Stamp) -> PathKey:
-    return stamp.namespace, path_hash(stamp.file_path)
+    return path_hash(stamp.namespace, stamp.file_path)

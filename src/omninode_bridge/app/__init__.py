@@ -1,11 +1,11 @@
 """The hops in order, and the assembly.
 
-    settings    every limit and address, read once
-    bootstrap   plain constructor calls; the only place that knows adapters
-    ingest      group commit: requests that arrive while a commit is under way form the next one
-    project     the reducer's loop: log → fold → state
-    tree        files and folders as a bounded pipeline of requests
-    query       what callers ask, up to date with every stamp acknowledged before
-    audit       the laws, checked on live data by independent code
-    bridge      `Bridge`: all of it behind one object
+settings    every limit and address, read once
+bootstrap   plain constructor calls; the only place that knows adapters
+ingest      group commit: requests that arrive while a commit is under way form the next one
+project     the reducer's loop: log → fold → state
+tree        files and folders as a bounded pipeline of requests
+query       what callers ask, up to date with every stamp acknowledged before
+audit       the laws, checked on live data by independent code
+bridge      `Bridge`: all of it behind one object
 """

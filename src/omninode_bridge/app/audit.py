@@ -137,7 +137,9 @@ class _Tally:
         return groups
 
 
-def _differences(naive: dict[tuple[str, str, str], dict[str, Any]], state: dict[tuple[str, str, str], Totals]) -> list[str]:
+def _differences(
+    naive: dict[tuple[str, str, str], dict[str, Any]], state: dict[tuple[str, str, str], Totals]
+) -> list[str]:
     faults = []
     for group in sorted(naive.keys() | state.keys()):
         expected, found = naive.get(group), state.get(group)

@@ -1,16 +1,17 @@
 """The assembly: plain constructor calls. The only module that knows adapters.
 
-    settings ─▶ contracts ─▶ database ─▶ ledger sessions ─▶ ingest ─┐
-                                   └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ Bridge
-                 hasher, intelligence, clock, ids ──────────────────┘
+settings ─▶ contracts ─▶ database ─▶ ledger sessions ─▶ ingest ─┐
+                               └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ Bridge
+             hasher, intelligence, clock, ids ──────────────────┘
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
 from omninode_bridge.adapters.postgres.migrations import migrate, require_current
 from omninode_bridge.adapters.postgres.reads import PostgresReads
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
+from omninode_bridge.adapters.streaming import Blake3Stream
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
 from omninode_bridge.app.audit import LawFinding, audit
 from omninode_bridge.app.bridge import Bridge
@@ -33,7 +35,8 @@ from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.app.project import Projector, rebuild
 from omninode_bridge.app.query import Query
 from omninode_bridge.app.settings import Settings
-from omninode_bridge.app.tree import Found, Problem, Tree, Walk
+from omninode_bridge.app.tree import Tree
+from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
@@ -42,15 +45,23 @@ from omninode_bridge.ports import fingerprint
 
 type Kind = Literal["up", "command"]
 """A process that others may attach to, or one that uses the data directory alone."""
+type Died = Callable[[], Awaitable[ServiceUnavailable]]
+"""Waits until the database's server ends by itself; returns what to tell."""
 
 
 class Maintenance:
     """What looks after the data: audit, rebuild, readiness."""
 
     def __init__(
-        self, pool: Pool, contracts: Contracts, source: PostgresEventSource, state: PostgresStateStore
+        self,
+        pool: Pool,
+        contracts: Contracts,
+        source: PostgresEventSource,
+        state: PostgresStateStore,
+        died: Died | None,
     ) -> None:
         self._pool = pool
+        self._died = died
         self._contracts = contracts
         self._source = source
         self._state = state
@@ -72,6 +83,13 @@ class Maintenance:
         """Raise ServiceUnavailable when stamps could not be recorded now."""
         await self._source.heads()
 
+    async def database_died(self) -> ServiceUnavailable:
+        """Wait until the embedded server ends by itself, and return what to tell; for ever where it is not ours."""
+        if self._died is None:
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+        return await self._died()
+
 
 @asynccontextmanager
 async def open_bridge(settings: Settings, kind: Kind = "command") -> AsyncIterator[Bridge]:
@@ -91,13 +109,13 @@ async def embedded(
     """Open a bridge on the embedded PostgreSQL; its schema is brought up to date first."""
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
-    async with database(settings, data_dir, kind) as url:
-        session = await postgres.connect(url)
+    async with _server(settings, data_dir, kind) as server:
+        session = await postgres.connect(server.dsn)
         try:
             await migrate(session)
         finally:
             await session.close()
-        async with _assemble(url, settings, contracts) as bridge:
+        async with _assemble(server.dsn, settings, contracts, server.died) as bridge:
             yield bridge
 
 
@@ -123,18 +141,28 @@ async def database(
     if data_dir is None and settings.database_url is not None:
         yield settings.database_url
         return
-    folder = Path(data_dir) if data_dir is not None else settings.data_dir
-    async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
+    async with _server(settings, data_dir, kind) as server:
         yield server.dsn
 
 
 @asynccontextmanager
-async def _assemble(url: str, settings: Settings, contracts: Contracts) -> AsyncIterator[Bridge]:
+async def _server(
+    settings: Settings, data_dir: str | os.PathLike[str] | None, kind: Kind
+) -> AsyncIterator[EmbeddedPostgres]:
+    folder = Path(data_dir) if data_dir is not None else settings.data_dir
+    async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _assemble(
+    url: str, settings: Settings, contracts: Contracts, died: Died | None = None
+) -> AsyncIterator[Bridge]:
     plan, groupings = contracts.orchestrator.plan, contracts.reducer.groupings
     hasher, intelligence = Blake3Hasher(), LocalIntelligence()
     async with postgres.pool(url) as pool:
         source, state, reads = PostgresEventSource(pool), PostgresStateStore(pool), PostgresReads(pool)
-        maintenance = Maintenance(pool, contracts, source, state)
+        maintenance = Maintenance(pool, contracts, source, state, died)
         await maintenance.follow_contract()
         projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size)
         sessions = [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)]
@@ -154,7 +182,7 @@ async def _assemble(url: str, settings: Settings, contracts: Contracts) -> Async
             )
             orchestrator = NodeBridgeOrchestrator(container, contracts.orchestrator)
             tree = Tree(
-                walk=_walk(settings.tree_batch_files),
+                walk=partial(filesystem.walk, batch=settings.tree_batch_files),
                 content_type=filesystem.guess_content_type,
                 executor=orchestrator,
                 hasher=hasher,
@@ -172,6 +200,7 @@ async def _assemble(url: str, settings: Settings, contracts: Contracts) -> Async
                 source=source,
                 maintenance=maintenance,
                 guess_content_type=filesystem.guess_content_type,
+                running_digest=Blake3Stream,
                 clock=utc_now,
                 ids=uuid7_batch,
                 stamped_by=settings.stamped_by,
@@ -187,14 +216,3 @@ async def _running(projector: Projector) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def _walk(batch_files: int) -> Walk:
-    def walk(paths: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[list[Found], list[Problem]]]:
-        for batch in filesystem.walk(paths, exclude, batch_files):
-            yield (
-                [entry for entry in batch if isinstance(entry, filesystem.Found)],
-                [entry for entry in batch if isinstance(entry, filesystem.Problem)],
-            )
-
-    return walk

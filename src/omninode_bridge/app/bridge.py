@@ -6,7 +6,7 @@ that does the work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from omninode_bridge.domain.names import (
 )
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Content, Inline, Stamp, StampRequest
-from omninode_bridge.ports import Clock, EventSource, IdSource, Reads
+from omninode_bridge.ports import Clock, EventSource, IdSource, Reads, RunningDigest
 
 if TYPE_CHECKING:
     import os
@@ -56,6 +56,7 @@ class Bridge:
         source: EventSource,
         maintenance: Maintenance,
         guess_content_type: Any,
+        running_digest: Callable[[], RunningDigest],
         clock: Clock,
         ids: IdSource,
         stamped_by: str,
@@ -65,6 +66,7 @@ class Bridge:
         self.query = query
         self.reads = reads
         self.maintenance = maintenance
+        self.running_digest = running_digest
         self._tree = tree
         self._source = source
         self._guess_content_type = guess_content_type
@@ -225,13 +227,15 @@ class Bridge:
         return found
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> Prior:
-        """Return a workflow with its history and its stamp; NotFound if there is none, InvalidInput if it is ambiguous."""
+        """Return a workflow with its history and stamp; NotFound if there is none, InvalidInput if it is ambiguous."""
         found = await self.reads.workflow(check_op_id(workflow_id), namespace)
         if not found:
             raise NotFound(f"no workflow {workflow_id}" + (f" in {namespace}" if namespace else ""))
         if len(found) > 1:
             names = ", ".join(prior.workflow.namespace for prior in found)
-            raise InvalidInput(f"workflow {workflow_id} is in several namespaces: name one of {names}", field="namespace")
+            raise InvalidInput(
+                f"workflow {workflow_id} is in several namespaces: name one of {names}", field="namespace"
+            )
         return found[0]
 
     async def audit(self) -> list[LawFinding]:
@@ -290,5 +294,3 @@ def _paths(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     if not paths:
         raise InvalidInput("no path was given: name files or folders", field="paths")
     return tuple(str(path) for path in paths)
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from omninode_bridge.domain.errors import CorruptEvent, LawBroken, ServiceUnavailable
 from omninode_bridge.domain.events import decode
@@ -101,16 +102,13 @@ class Projector:
                 self._forget()
                 folded, pause = 0, min(pause * 2, 5.0)
             if not folded:
-                try:
+                with suppress(TimeoutError):  # that is the poll
                     await asyncio.wait_for(self.wake.wait(), pause)
-                except TimeoutError:
-                    pass  # that is the poll
                 self.wake.clear()
 
     async def _current(self) -> Generation:
         if self._generation is None:
-            live = await self._state.live()
-            live = live or await self._state.begin(fingerprint(self._groupings))
+            live = await self._state.live() or await self._begin()
             if live.fingerprint != fingerprint(self._groupings):
                 raise ServiceUnavailable(
                     "the live state is folded by another reducer contract than this process has: "
@@ -118,6 +116,15 @@ class Projector:
                 )
             self._generation = live
         return self._generation
+
+    async def _begin(self) -> Generation:
+        """Return the first generation of a new database, ours or that of another process that starts too."""
+        begun = await self._state.begin(fingerprint(self._groupings))
+        live = await self._state.live()
+        assert live is not None
+        if live != begun:
+            await self._state.discard(begun)
+        return live
 
     def _forget(self) -> None:
         """Read generation and positions again at the next step."""
@@ -135,10 +142,8 @@ class Projector:
         accepted: list[Record] = []
         for key, chain in by_shard.items():
             head = self._positions.get(key, START)
-            if until is not None:
-                end = until.get(key, START).position
-                chain = [record for record in chain if record.position <= end]
-            follows, misfit = follow(head, chain)
+            end = until.get(key, START).position if until is not None else chain[-1].position
+            follows, misfit = follow(head, [record for record in chain if record.position <= end])
             if misfit is not None:
                 raise LawBroken(
                     f"the event log of {key[0]} shard {key[1]} does not continue after position "

@@ -12,7 +12,7 @@ from omninode_bridge.app.project import Projector
 from omninode_bridge.domain.errors import NotFound, StateBehind
 from omninode_bridge.domain.log import START
 from omninode_bridge.domain.recording import Prior
-from omninode_bridge.domain.reduction import EMPTY, GroupKey, Groupings, Moment, State, Totals
+from omninode_bridge.domain.reduction import EMPTY, Groupings, GroupKey, Moment, State, Totals
 from omninode_bridge.domain.stamp import microseconds
 from omninode_bridge.ports import EventSource, Reads, StateStore
 
@@ -84,7 +84,8 @@ class Query:
             at = await self._state.positions(live) if live else {}
             lag = sum(head.position - min(head.position, at.get(key, START).position) for key, head in heads.items())
             raise StateBehind(
-                f"the state is {lag} events behind after {self._timeout_s:g} s: try again, or raise BRIDGE_STATE_TIMEOUT_S",
+                f"the state is {lag} events behind after {self._timeout_s:g} s: "
+                "try again, or raise BRIDGE_STATE_TIMEOUT_S",
                 lag=lag,
             ) from error
 

@@ -33,14 +33,20 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_data_dir("omninode-bridge", appauthor=False)),
         description="Folder of the embedded PostgreSQL.",
     )
-    database_url: str | None = Field(None, description="Your own PostgreSQL (15 or newer), instead of the embedded one.")
+    database_url: str | None = Field(
+        None, description="Your own PostgreSQL (15 or newer), instead of the embedded one."
+    )
     postgres_binaries: Path | None = Field(
         None, description="Folder with `postgres` and `initdb` for the embedded server, instead of the wheel's."
     )
     host: str = Field("127.0.0.1", description="Address that `up` listens on.")
     port: int = Field(8054, ge=0, le=65535, description="Port that `up` listens on; 0 takes a free one.")
-    stamped_by: str = Field(default_factory=_user, min_length=1, max_length=255, description="Recorded as `stamped_by`.")
-    orchestrator_contract: Path | None = Field(None, description="Orchestrator contract.yaml, instead of the shipped one.")
+    stamped_by: str = Field(
+        default_factory=_user, min_length=1, max_length=255, description="Recorded as `stamped_by`."
+    )
+    orchestrator_contract: Path | None = Field(
+        None, description="Orchestrator contract.yaml, instead of the shipped one."
+    )
     reducer_contract: Path | None = Field(None, description="Reducer contract.yaml, instead of the shipped one.")
     writers: int = Field(2, ge=1, le=64, description="Ledger writers of this process; each owns a shard.")
     group_max: int = Field(1000, ge=1, le=10_000, description="Stamps that share a commit, at most.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Protocol
 
@@ -42,7 +42,11 @@ class Problem(Protocol):
     def error(self) -> BridgeError: ...
 
 
-type Walk = Callable[[Sequence[str], Sequence[str]], Iterator[tuple[list[Found], list[Problem]]]]
+MISSING_BATCH = 1000
+"""Stamps whose files are looked for together."""
+
+type Batch = tuple[Sequence[Found], Sequence[Problem]]
+type Walk = Callable[[Sequence[str], Sequence[str]], Iterator[Batch]]
 """(paths, exclude globs) → batches of what was found and of what was wrong."""
 
 
@@ -120,19 +124,18 @@ class Tree:
         async for results in self._pipeline(batches, lambda found: self._stamp_batch(request, metadata, found)):
             yield results
 
-    async def verify(self, paths: Sequence[str], namespace: str, exclude: Sequence[str]) -> AsyncIterator[list[VerifyResult]]:
+    async def verify(
+        self, paths: Sequence[str], namespace: str, exclude: Sequence[str]
+    ) -> AsyncIterator[list[VerifyResult]]:
         """Hash everything under `paths` and compare with the latest stamps; then look for stamps without a file."""
         batches = self._walk(paths, exclude)
         async for results in self._pipeline(batches, lambda found: self._verify_batch(namespace, found)):
-            # A path that is gone and has a stamp is missing, and said so below; without one it is an error here.
-            yield [r for r in results if not (r.error and await self._is_stamped(namespace, r.file_path))]
+            yield await self._without_stamped(namespace, results)
         for root in dict.fromkeys(map(normalise_path, paths)):
             async for batch in self._missing(namespace, root):
                 yield batch
 
-    async def _stamp_batch(
-        self, request: TreeRequest, metadata: bytes, batch: tuple[list[Found], list[Problem]]
-    ) -> list[TreeResult]:
+    async def _stamp_batch(self, request: TreeRequest, metadata: bytes, batch: Batch) -> list[TreeResult]:
         found, problems = batch
         results = [TreeResult(file_path=p.path, status="failed", error=p.error) for p in problems]
         if not request.rehash:
@@ -160,15 +163,15 @@ class Tree:
         return results
 
     async def _skip(
-        self, namespace: str, metadata: bytes, found: list[Found]
+        self, namespace: str, metadata: bytes, found: Sequence[Found]
     ) -> tuple[list[Found], list[TreeResult]]:
         """Part the files that must be read from those whose facts vouch for their latest stamp."""
-        hashes = [path_hash(file.file_path) for file in found]
-        known = await self._reads.known_files([(namespace, key) for key in hashes])
+        hashes = [path_hash(namespace, file.file_path) for file in found]
+        known = await self._reads.known_files(hashes)
         unknown: list[Found] = []
         skipped: list[TreeResult] = []
         for file, key in zip(found, hashes, strict=True):
-            before = known.get((namespace, key))
+            before = known.get(key)
             if (
                 before is not None
                 and before.facts == file.facts
@@ -187,7 +190,7 @@ class Tree:
                 unknown.append(file)
         return unknown, skipped
 
-    async def _verify_batch(self, namespace: str, batch: tuple[list[Found], list[Problem]]) -> list[VerifyResult]:
+    async def _verify_batch(self, namespace: str, batch: Batch) -> list[VerifyResult]:
         found, problems = batch
         results = [VerifyResult(file_path=p.path, status="failed", error=p.error) for p in problems]
         digests, latest = await asyncio.gather(
@@ -200,23 +203,32 @@ class Tree:
 
     async def _missing(self, namespace: str, root: str) -> AsyncIterator[list[VerifyResult]]:
         """Yield the stamped paths at or below a root that are no longer there."""
-        own = (await self._reads.history(namespace, root))[:1]
-        if own and not os.path.lexists(root):
-            yield [VerifyResult(file_path=root, status="missing", stamp=own[0])]
-        prefix = None if root == "." else root
-        async with aclosing(self._reads.latest_under(namespace, prefix)) as stamps:  # type: ignore[type-var]
+        yield await asyncio.to_thread(_gone, (await self._reads.history(namespace, root))[:1])
+        below = None if root == "." else root
+        batch: list[Stamp] = []
+        async with aclosing(self._reads.latest_under(namespace, below)) as stamps:
             async for stamp in stamps:
-                elsewhere = prefix is None and stamp.file_path.startswith(("/", "../"))
-                if not elsewhere and not os.path.lexists(stamp.file_path):
-                    yield [VerifyResult(file_path=stamp.file_path, status="missing", stamp=stamp)]
+                # Below "." is what was typed as a relative path.
+                if below is not None or not stamp.file_path.startswith(("/", "../")):
+                    batch.append(stamp)
+                if len(batch) == MISSING_BATCH:
+                    yield await asyncio.to_thread(_gone, batch)
+                    batch = []
+        yield await asyncio.to_thread(_gone, batch)
 
-    async def _is_stamped(self, namespace: str, path: str) -> bool:
-        return not os.path.lexists(path) and bool(await self._reads.latest_many(namespace, [path]))
+    async def _without_stamped(self, namespace: str, results: list[VerifyResult]) -> list[VerifyResult]:
+        """Leave out the paths that are gone but have a stamp: they are missing, and said so by `_missing`."""
+        failed = [r.file_path for r in results if r.error is not None]
+        if not failed:
+            return results
+        stamps = await self._reads.latest_many(namespace, failed)
+        gone = {r.file_path for r in await asyncio.to_thread(_gone, list(stamps.values()))}
+        return [r for r in results if r.file_path not in gone]
 
     async def _pipeline[Result](
         self,
-        batches: Iterator[tuple[list[Found], list[Problem]]],
-        work: Callable[[tuple[list[Found], list[Problem]]], Any],
+        batches: Iterator[Batch],
+        work: Callable[[Batch], Coroutine[Any, Any, list[Result]]],
     ) -> AsyncIterator[list[Result]]:
         """Run `work` on each batch, a bounded number at once, and yield the results in the walk's order.
 
@@ -250,6 +262,14 @@ class Tree:
                     rest.cancel()
                     leftovers.append(rest)  # type: ignore[arg-type]
             await asyncio.gather(*leftovers, return_exceptions=True)
+
+
+def _gone(stamps: Sequence[Stamp]) -> list[VerifyResult]:
+    return [
+        VerifyResult(file_path=stamp.file_path, status="missing", stamp=stamp)
+        for stamp in stamps
+        if not os.path.lexists(stamp.file_path)
+    ]
 
 
 def _tree_result(file_path: str, verdict: Verdict) -> TreeResult:

@@ -6,11 +6,8 @@ escaped, and the line begins with a backslash. What b3sum can't check is named a
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -88,18 +85,38 @@ def _target(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield write
         return
+    final = Path(os.path.realpath(output))
+    # A device or a pipe is written to as it is: there is nothing to put in its place.
+    in_place = final.exists() and not final.is_file()
+    part = final if in_place else final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
-        part = tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False)
+        file = part.open("wb")
     except OSError as error:
         raise InvalidInput(f"{str(output)!r} can't be written ({error.strerror}): name another file") from error
     try:
-        with part:
-            yield _writing(part)
-            part.flush()
-            os.fsync(part.fileno())
-        os.replace(part.name, output)
+        with file:
+            yield _writing(file, output)
+            if not in_place:
+                file.flush()
+                os.fsync(file.fileno())
+        if not in_place:
+            part.replace(final)
     except OSError as error:
-        raise ServiceUnavailable(f"{str(output)!r} can't be written ({error.strerror}): free some room") from error
+        raise _unwritten(output, error) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part.name)
+        if not in_place:
+            part.unlink(missing_ok=True)
+
+
+def _writing(file: IO[bytes], output: Path) -> Write:
+    def write_chunk(data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as error:
+            raise _unwritten(output, error) from error
+
+    return write_chunk
+
+
+def _unwritten(output: Path, error: OSError) -> ServiceUnavailable:
+    return ServiceUnavailable(f"{str(output)!r} can't be written ({error.strerror}): free some room")

@@ -38,11 +38,14 @@ class ExportFormat(StrEnum):
     NDJSON = "ndjson"
 
 
-Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders.")]
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders.")]
 Namespace = Annotated[
     str | None,
-    typer.Option("--namespace", "-n", metavar="NS", help="Dotted name of the tenant. [default: omninode.services.metadata]"),
+    typer.Option(
+        "--namespace", "-n", metavar="NS", help="Dotted name of the tenant. [default: omninode.services.metadata]"
+    ),
 ]
+OneNamespace = Annotated[str | None, typer.Argument(metavar="[NS]", help="One namespace; all of them without it.")]
 Excludes = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="GLOB", help="Leave out what matches, by name or path; may be repeated."),
@@ -56,7 +59,9 @@ DataDir = Annotated[
 ]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Your own PostgreSQL, 15 or newer. [default: BRIDGE_DATABASE_URL, or the embedded]"),
+    typer.Option(
+        metavar="URL", help="Your own PostgreSQL, 15 or newer. [default: BRIDGE_DATABASE_URL, or the embedded]"
+    ),
 ]
 
 
@@ -102,7 +107,10 @@ def up(
         int | None, typer.Option(help="Port to listen on, 0 for a free one. [default: BRIDGE_PORT, or 8054]")
     ] = None,
 ) -> int:
-    """Run everything in one process: API, orchestrator and reducer, on embedded PostgreSQL."""
+    """Run everything in one process.
+
+    API, orchestrator and reducer, on embedded PostgreSQL unless a database is named. Ends with Ctrl-C.
+    """
     from omninode_bridge.cli import operating
 
     return operating.up(data_dir, database_url, host, port)
@@ -120,16 +128,18 @@ def stamp(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Read every file, also those that look unchanged (written through mmap).")
     ] = False,
-    intelligence: Annotated[bool, typer.Option("--intelligence", help="Add what OnexTree finds in the content.")] = False,
+    intelligence: Annotated[
+        bool, typer.Option("--intelligence", help="Add what OnexTree finds in the content.")
+    ] = False,
     json: Json = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
     """Stamp files and folders, durably and exactly once.
 
-    A path is recorded as typed, normalised: `stamp docs` records docs/a.txt. A file whose size, times, inode and device are
-    those of its latest stamp is not read again. What can't be stamped is named and stops nothing; the exit code is then 1.
-    Interrupted, it is finished by running it again.
+    A path is recorded as typed, normalised: `stamp docs` records docs/a.txt. A file whose size, times, inode and
+    device are those of its latest stamp is not read again. What can't be stamped is named and stops nothing; the exit
+    code is then 1. Interrupted, it is finished by running it again.
     """
     from omninode_bridge.cli import stamping
 
@@ -158,9 +168,10 @@ def verify(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Hash files again and compare them with their latest stamps.
+    """Compare files with their latest stamps.
 
-    Drift is what changed, what is missing, and what was never stamped. Each is listed; the exit code is then 1.
+    Every file is read and hashed again. Drift is what changed, what is missing, and what was never stamped: each is
+    listed, and the exit code is then 1.
     """
     from omninode_bridge.cli import stamping
 
@@ -183,7 +194,10 @@ def show(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Show the stamps of a digest, one stamp by its id, or a path's latest."""
+    """Show a stamp: by digest, id or path.
+
+    A digest shows all stamps that have it, a path its latest version.
+    """
     from omninode_bridge.cli import reading
 
     return reading.show(wanted, namespace, json, data_dir, database_url)
@@ -205,7 +219,7 @@ def history(
 
 @app.command()
 def state(
-    namespace: Annotated[str | None, typer.Argument(metavar="[NS]", help="One namespace; all of them without it.")] = None,
+    namespace: OneNamespace = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -217,7 +231,10 @@ def state(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Show the totals, including every stamp acknowledged before the call."""
+    """Show the totals, of one namespace or all.
+
+    They include every stamp acknowledged before the call.
+    """
     from omninode_bridge.cli import reading
 
     return reading.state(namespace, by or "namespace", json, data_dir, database_url)
@@ -234,7 +251,10 @@ def workflow(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Show a workflow's state, history and error, and why it is where it is."""
+    """Show where a workflow is, and why.
+
+    Its state, history and error.
+    """
     from omninode_bridge.cli import reading
 
     return reading.workflow(workflow_id, namespace, json, data_dir, database_url)
@@ -252,7 +272,10 @@ def export(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Write the latest stamp of every path of a namespace for other tools."""
+    """Write stamps for other tools.
+
+    The latest one of every path of a namespace, streamed.
+    """
     from omninode_bridge.cli import exporting
 
     return exporting.export(namespace, format.value, output, data_dir, database_url)
@@ -260,7 +283,10 @@ def export(
 
 @app.command()
 def audit(json: Json = False, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> int:
-    """Check the laws on the live data, by code that shares nothing with what it checks."""
+    """Check the laws on the live data.
+
+    By code that shares nothing with what it checks: exactly once, a gapless log, legal transitions, state as a fold.
+    """
     from omninode_bridge.cli import operating
 
     return operating.audit(json, data_dir, database_url)
@@ -268,12 +294,15 @@ def audit(json: Json = False, data_dir: DataDir = None, database_url: DatabaseUr
 
 @app.command()
 def rebuild(
-    namespace: Annotated[str | None, typer.Argument(metavar="[NS]", help="One namespace; all of them without it.")] = None,
+    namespace: OneNamespace = None,
     json: Json = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Compute the totals anew from the event log, beside the live ones, and swap them in."""
+    """Compute the totals anew from the events.
+
+    Beside the live ones, which are then replaced at once.
+    """
     from omninode_bridge.cli import operating
 
     return operating.rebuild(namespace, json, data_dir, database_url)
@@ -294,7 +323,7 @@ def migrate(
 
 @app.command()
 def doctor(json: Json = False, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> int:
-    """Check each thing the bridge depends on, and say what to do about those that are not well."""
+    """Check each dependency, with the remedy."""
     from omninode_bridge.cli import operating
 
     return operating.doctor(json, data_dir, database_url)
@@ -305,7 +334,10 @@ def contract_validate(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A contract.yaml, or a folder with some in it.")],
     json: Json = False,
 ) -> int:
-    """Validate contracts as the program does when it starts."""
+    """Validate contracts as the program does when it starts.
+
+    Each fault is listed with the field it is in; the exit code is then 1.
+    """
     from omninode_bridge.cli import operating
 
     return operating.validate(path, json)
@@ -313,9 +345,9 @@ def contract_validate(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Some of them; all without it.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]", help="Some of them; all without it.")] = None,
 ) -> int:
-    """Run the benchmarks against their counterparts (from a source checkout)."""
+    """Run the benchmarks of a source checkout."""
     from omninode_bridge.cli import operating
 
     return operating.bench(names or [])

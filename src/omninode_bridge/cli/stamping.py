@@ -104,7 +104,9 @@ def verify(
                             write(ndjson(batch))
                         else:
                             for result in differing:
-                                progress.say(f"{painted(f'{result.status:9}', _COLOURS[result.status])}  {_named(result)}")
+                                progress.say(
+                                    f"{painted(f'{result.status:9}', _COLOURS[result.status])}  {_named(result)}"
+                                )
         _sum_up_verification(tenant, counts, progress, json)
         drift = counts["changed"] + counts["missing"] + counts["failed"]
         return NO if drift or (counts["unstamped"] and not ignore_unstamped) else FINE
@@ -174,13 +176,12 @@ def _sum_up_stamps(namespace: str, counts: Counter[str], progress: Progress, jso
 def _sum_up_verification(namespace: str, counts: Counter[str], progress: Progress, json: bool) -> None:
     kinds = ("ok", "changed", "missing", "unstamped", "failed")
     if json:
-        numbers = {kind: counts[kind] for kind in kinds}
-        say_json({
-            "summary": {"namespace": namespace, **numbers, "size_bytes": progress.octets, "elapsed_s": round(progress.elapsed_s, 3)}
-        })  # fmt: skip
+        took = {"size_bytes": progress.octets, "elapsed_s": round(progress.elapsed_s, 3)}
+        say_json({"summary": {"namespace": namespace, **{kind: counts[kind] for kind in kinds}, **took}})
         return
     told = [f"{count(counts[kind])} {kind}" for kind in kinds if counts[kind] or kind != "failed"]
-    say(f"{namespace}: {', '.join(told)}; {size(progress.octets)} read in {progress.elapsed_s:.2f} s ({progress.rates()})")
+    say(f"{count(progress.files, 'path')}, {size(progress.octets)} in {progress.elapsed_s:.2f} s ({progress.rates()})")
+    say(f"{namespace}: {', '.join(told)}")
 
 
 def _fills_screen(json: bool) -> bool:

@@ -132,9 +132,9 @@ def canonical_json(value: dict[str, Any]) -> bytes:
     return _canonical.encode(value) if value else b"{}"
 
 
-def path_hash(file_path: str) -> bytes:
-    """Return the 32-byte key under which a path is indexed (SHA-256 of its UTF-8)."""
-    return hashlib.sha256(file_path.encode()).digest()
+def path_hash(namespace: str, file_path: str) -> bytes:
+    """Return the 32-byte key of a path in a namespace: SHA-256 of both, joined by a NUL, which neither contains."""
+    return hashlib.sha256(f"{namespace}\0{file_path}".encode()).digest()
 
 
 def uuid7(unix_ms: int, entropy: bytes) -> str:

@@ -41,8 +41,8 @@ _MICROSECOND = timedelta(microseconds=1)
 
 type OpKey = tuple[str, str]
 """(namespace, workflow id)."""
-type PathKey = tuple[str, bytes]
-"""(namespace, path hash)."""
+type PathKey = bytes
+"""`names.path_hash`: a path in a namespace."""
 type Verdict = Stamp | BridgeError
 """What a caller is answered: the stamp, or why there is none."""
 
@@ -96,7 +96,7 @@ def op_key(outcome: Outcome) -> OpKey:
 
 
 def path_key(outcome: Outcome) -> PathKey:
-    return outcome.request.namespace, path_hash(outcome.request.file_path)
+    return path_hash(outcome.request.namespace, outcome.request.file_path)
 
 
 def decide(
@@ -205,7 +205,7 @@ class _Group:
             self.stamps.append(stamp)
             self._append(StampingCompleted, self.plan.completed_topic, draft.request, stamp)
         if draft.digest.facts is not None:
-            self.facts[key] = FactsRow(*key, draft.digest.facts, stamp.stamp_id, stamp.version)
+            self.facts[key] = FactsRow(stamp.namespace, key, draft.digest.facts, stamp.stamp_id, stamp.version)
         workflow = Workflow(
             namespace=draft.request.namespace,
             workflow_id=draft.request.workflow_id,

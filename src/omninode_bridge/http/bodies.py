@@ -69,9 +69,14 @@ class Share:
 
 async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncIterator[bytes]:
     """Yield a body as it arrives; BodyTooLarge names the setting that limits it."""
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced) > limit_bytes:
-        raise _too_large(announced, limit_bytes, setting)
+    announced = int(request.headers.get("content-length", -1))
+    if announced > limit_bytes:
+        raise _too_large(str(announced), limit_bytes, setting)
+    if "upgrade" in request.headers:
+        raise BodyMalformed(
+            "a request with a body can't ask for another protocol: leave out the Upgrade header (curl: --http1.1)",
+            field="upgrade",
+        )
     count, more = 0, True
     while more:
         try:
@@ -90,6 +95,8 @@ async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncItera
             raise _too_large(f"at least {count}", limit_bytes, setting)
         if piece:
             yield piece
+    if count != announced and announced >= 0:
+        raise BodyMalformed(f"the body has {count} bytes, its Content-Length is {announced}", field="body")
 
 
 async def whole(request: Request, limit_bytes: int, share: Share) -> bytes:

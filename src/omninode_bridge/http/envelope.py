@@ -1,7 +1,7 @@
 """What every answer carries, and the last resort: ASGI middleware around all of the application.
 
-* `X-Correlation-ID`: the caller's, if it is 1-128 characters of `[A-Za-z0-9._:/+=@-]`, else one made here; in each answer, and
-  in the log line of what went wrong.
+* `X-Correlation-ID`: the caller's, if it is 1-128 characters of `[A-Za-z0-9._:/+=@-]`, else one made here; in each
+  answer, and in the log line of what went wrong.
 * An error that nobody meant to raise is logged with its trace and answered as a problem that says nothing of it.
 * An answer that refuses a long body ends the connection: what is left of the body need not be read.
 * A page of another origin may not make a browser post to a server that asks for no token.

@@ -1,6 +1,7 @@
 """What callers send and get, as structs: read strictly, unknown names refused, each refusal naming the field.
 
-They check shape and type; what a value may be is checked by `domain.names`. A stamp's own shape is `domain.stamp.Stamp`.
+They check shape and type; what a value may be is checked by `domain.names`. A stamp's own shape is
+`domain.stamp.Stamp`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from omninode_bridge.http.messages import Hashed, Health, LookUpParameters, RawP
 
 _COMPONENTS = (StampBody, Stamp, Hashed, Stamps, Health, problems.Problem)
 _REF = "#/components/schemas/"
-_BYTES = {"application/octet-stream": {}}
+_BYTES: dict[str, Any] = {"application/octet-stream": {}}
 _STATUSES = {row.status: "; ".join(r.title for r in problems.ROWS if r.status == row.status) for row in problems.ROWS}
 _CORRELATION = {
     "name": "X-Correlation-ID",

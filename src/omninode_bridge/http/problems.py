@@ -167,9 +167,7 @@ def unexpected(request: Request) -> Response:
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(
-        msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=MEDIA_TYPE
-    )
+    return Response(msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,11 @@
-"""HTTP/1.1 on a connection: uvicorn's protocol on httptools, with a limit on headers and problems for its refusals."""
+"""HTTP/1.1 on a connection: uvicorn's protocol on httptools, with what those two leave open.
+
+* Headers have a limit. (A request line of 64 KiB or more, httptools refuses itself.)
+* What is no HTTP request is refused by a problem.
+* After the headers of a request that asks for another protocol (`curl --http2` does) httptools reads nothing any more,
+  not even that request's body, and says that the message is complete. So the connection ends with the answer, and
+  `bodies` refuses to read such a body.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +14,47 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from omninode_bridge.http.problems import MEDIA_TYPE, TYPE, Problem
 
-HEAD_BYTES_MAX = 64 * 1024
-"""Request line and headers together. The longest path, percent-encoded, with 64 KiB of metadata belongs into a body."""
+HEAD_BYTES_MAX = 128 * 1024
+"""What may have come of a request, at the latest, when its headers end."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
+    _in_head = False
     _head_bytes = 0
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Those of a request that began in the middle of `data` are counted too generously by a read at most.
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._refuse(
+                431,
+                "head_too_large",
+                "The headers are too large",
+                f"the request line and headers have more than {HEAD_BYTES_MAX} bytes: send less",
+            )
+
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
+        self._in_head = True
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(url)
-        super().on_url(url)
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name, value)
-        super().on_header(name, value)
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: to answer in HTTP/1.1 is the usual way to decline (RFC 9110 §7.8)."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP request, or too long a one, and end the connection."""
-        if self._head_bytes > HEAD_BYTES_MAX:
-            status, code, title = 431, "head_too_large", "The headers are too large"
-            detail = f"the request line and headers have more than {HEAD_BYTES_MAX} bytes: send less"
-        else:
-            status, code, title, detail = 400, "not_http", "This is no HTTP request", msg
+        """Answer what is no HTTP request, and end the connection."""
+        self._refuse(400, "not_http", "This is no HTTP request", msg)
+
+    def _refuse(self, status: int, code: str, title: str, detail: str) -> None:
         body = msgspec.json.encode(Problem(type=TYPE + code, title=title, status=status, detail=detail, code=code))
         headers = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + headers.encode() + body)
         self.transport.close()
-
-    def _count(self, *parts: bytes) -> None:
-        self._head_bytes += sum(map(len, parts))
-        if self._head_bytes > HEAD_BYTES_MAX:
-            # The parser turns what a callback raises into its own error, which ends in send_400_response.
-            raise ValueError("head too large")

@@ -182,8 +182,8 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_a_path_hash_has_32_bytes() -> None:
-    assert len(path_hash("ä/漢/🙂")) == 32
-    assert path_hash("a") != path_hash("b")
+    assert len(path_hash("a.b", "ä/漢/🙂")) == 32
+    assert len({path_hash(*key) for key in [("a", "b"), ("a", "c"), ("b", "b"), ("a.b", "c"), ("a", "b.c")]}) == 5
 
 
 def test_uuid7_has_its_time_version_and_variant_in_place() -> None:

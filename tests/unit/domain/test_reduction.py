@@ -165,7 +165,7 @@ def test_long_keys_that_differ_at_their_end_stay_apart() -> None:
 def test_groupings_name_what_is_stored_and_refuse_what_is_not() -> None:
     assert ALL.names() == ("namespace", "content_type", "size_bucket", "time_window", "metadata.project")
     assert ALL.check("metadata.project") == "metadata.project"
-    with pytest.raises(NotFound, match="'metadata.team' is not aggregated"):
+    with pytest.raises(NotFound, match=r"'metadata\.team' is not aggregated"):
         ALL.check("metadata.team")
     with pytest.raises(NotFound):
         Groupings(time_window=False).check("time_window")

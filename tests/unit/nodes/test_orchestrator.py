@@ -11,7 +11,7 @@ from omnibase_core.enums.enum_core_error_code import EnumCoreErrorCode
 from omnibase_core.models.container.model_onex_container import ModelONEXContainer
 from omnibase_core.models.errors.model_onex_error import ModelOnexError
 from omnibase_core.models.orchestrator.model_orchestrator_input import ModelOrchestratorInput
-from tests.making import COMPLETED, FAILED, hash_of, new_id, request
+from tests.making import COMPLETED, FAILED, digest, hash_of, new_id, request
 from tests.unit.nodes.assembly import (
     QUICK,
     Bench,
@@ -31,7 +31,7 @@ from omninode_bridge.domain.errors import (
     ServiceUnavailable,
     WorkflowFailed,
 )
-from omninode_bridge.domain.stamp import Claimed, FileFacts, LocalFile, Stamp
+from omninode_bridge.domain.stamp import Claimed, FileFacts, LocalFile, Stamp, Streamed
 from omninode_bridge.nodes.container import build_container, resolve
 from omninode_bridge.nodes.contracts import load_orchestrator
 from omninode_bridge.nodes.onex_errors import EnumBridgeErrorCode
@@ -76,6 +76,14 @@ class TestThePlainDoor:
         claimed = msgspec.structs.replace(request("c.bin"), content=Claimed(hash_of(b"c"), 1))
         stamp = await node.run(claimed)
         assert (stamp.digest_origin, stamp.file_hash, stamp.workflow_steps_executed) == ("claimed", hash_of(b"c"), 1)
+        assert hasher.calls == []
+
+    async def test_streamed_content_was_hashed_as_it_arrived(self, bench: Bench) -> None:
+        hasher = ScriptedHasher()
+        node = await bench.node(hasher=hasher)
+        streamed = msgspec.structs.replace(request("s.bin"), content=Streamed(digest(b"s")))
+        stamp = await node.run(streamed)
+        assert (stamp.digest_origin, stamp.file_hash, stamp.workflow_steps_executed) == ("computed", hash_of(b"s"), 2)
         assert hasher.calls == []
 
     async def test_an_unreadable_content_is_its_own_answer_and_no_workflow(self, bench: Bench) -> None:

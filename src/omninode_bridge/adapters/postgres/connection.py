@@ -86,6 +86,17 @@ def translated(doing: str) -> Iterator[None]:
         raise ServiceUnavailable(
             f"PostgreSQL is not reachable while {doing} ({reason}): check that it runs, then try again"
         ) from error
+    except asyncpg.LockNotAvailableError as error:
+        raise ServiceUnavailable(
+            f"another session of PostgreSQL held a lock for too long while {doing} ({error}): try again"
+        ) from error
+    except (
+        asyncpg.InsufficientResourcesError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.PostgresSystemError,
+        asyncpg.InternalServerError,
+    ) as error:
+        raise ServiceUnavailable(f"PostgreSQL failed while {doing}: {error}; its log tells more") from error
 
 
 async def connect(database_url: str, *, by_key: bool = False) -> Connection:

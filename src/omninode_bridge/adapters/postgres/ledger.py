@@ -5,15 +5,16 @@ What happens to a group:
     read ─▶ decide ─▶ BEGIN ─▶ heads ─▶ op ids ─▶ stamps ─▶ events ─▶ facts ─▶ COMMIT ─▶ answer
      ▲                  │                                                         │
      └── lost race ◀────┘ (rolled back)                     connection lost ──────┘
-     └── the shard's lock taken again: the old backend is gone ◀──────────────────┘
+     └── the old backend no longer holds the shard: it is gone ◀──────────────────┘
 
 * The head is the fence. It is held in memory and moved by compare-and-set; two would-be owners of a shard
   can't both move it from the same place.
 * A lost race (another writer made the version, or used the op id) rolls back and starts anew from reading.
 * A group that is refused for its content is halved until the offender stands alone.
-* When the connection dies in COMMIT, nobody knows the outcome until the shard's lock is ours again: that
-  proves that the old backend has ended, one way or the other. Then the group is run anew, now looking up its
-  own op ids: what was committed is found there and answered as it was; what was not is committed now.
+* When the connection dies in COMMIT, nobody knows the outcome until the shard's lock is ours again, or
+  another session's: that proves that the old backend has ended, one way or the other. Then the group is run
+  anew, now looking up its own op ids: what was committed is found there and answered as it was; what was not
+  is committed now.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from datetime import datetime
 
 import asyncpg
 from asyncpg.connection import Connection
@@ -29,13 +29,7 @@ from asyncpg.connection import Connection
 from omninode_bridge.adapters.postgres import rows
 from omninode_bridge.adapters.postgres.connection import connect, connection_lost, translated
 from omninode_bridge.adapters.postgres.sql import load
-from omninode_bridge.domain.errors import (
-    BridgeError,
-    InvalidInput,
-    OutcomeUnknown,
-    Overloaded,
-    ServiceUnavailable,
-)
+from omninode_bridge.domain.errors import InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
 from omninode_bridge.domain.recording import Decision, OpKey, PathKey, Prior, Verdict, decide, op_key, path_key
 from omninode_bridge.domain.stamp import Draft, Outcome, Stamp
@@ -48,6 +42,8 @@ RERUNS_MAX = 50
 """Lost races in a row before the caller is asked to try again. Each needs another writer to have won."""
 SETTLE_TIMEOUT_S = 15.0
 """How long to wait for proof that a lost backend has ended; beyond it the answer is `outcome_unknown`."""
+_HOLDER_LOOK_S = 1.0
+"""How long to wait in one go: the shard may have got another owner meanwhile, which is proof as well."""
 
 _SQL = load("ledger")
 
@@ -75,15 +71,27 @@ class PostgresLedgerSession:
     A session opens its connection at the first commit and again after it was lost.
     """
 
-    def __init__(self, database_url: str, plan: Plan, clock: Clock, ids: IdSource) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        plan: Plan,
+        clock: Clock,
+        ids: IdSource,
+        *,
+        settle_timeout_s: float = SETTLE_TIMEOUT_S,
+    ) -> None:
         self._database_url = database_url
         self._plan = plan
         self._clock = clock
         self._ids = ids
+        self._settle_timeout_s = settle_timeout_s
         self._connection: Connection | None = None
+        self._backend_pid: int | None = None
         self._shard: int | None = None
+        # Empty: to be read before they are used.
         self._heads: dict[str, Head] = {}
-        self._unsettled = False
+        # The op ids of a group whose COMMIT may or may not have reached the server.
+        self._unsettled: frozenset[OpKey] = frozenset()
 
     @property
     def shard(self) -> int | None:
@@ -97,8 +105,9 @@ class PostgresLedgerSession:
         try:
             return await self._commit(group)
         except asyncio.CancelledError:
-            # The statement under way may be COMMIT: the next commit settles it.
-            self._unsettled = True
+            if self._shard is not None:
+                # The statement under way may be COMMIT: the next commit settles it.
+                self._unsettled |= set(map(op_key, group))
             self._drop()
             raise
 
@@ -113,20 +122,23 @@ class PostgresLedgerSession:
 
     async def _commit(self, group: Sequence[Outcome]) -> list[Verdict]:
         rerun = False
+        unknown = not self._unsettled.isdisjoint(map(op_key, group))
         for attempt in range(RERUNS_MAX):
-            connection = await self._open()
             try:
+                connection = await self._open()
                 with translated("recording stamps"):
                     return await self._attempt(connection, group, rerun)
             except _LOST_RACE:
-                await asyncio.sleep(random.uniform(0, 0.002 * min(attempt, 25)))
+                await asyncio.sleep(random.uniform(0, 0.002 * min(attempt, 25)))  # noqa: S311 - no secret
             except _HeadMoved:
-                await self._read_heads(connection)
+                self._heads = {}
             except _CommitLost:
-                self._unsettled = True
+                self._unsettled, unknown = frozenset(map(op_key, group)), True
                 self._drop()
-            except ServiceUnavailable:
+            except ServiceUnavailable as error:
                 self._drop()
+                if unknown:
+                    raise _unknown(error) from error
                 raise
             except _REFUSED as error:
                 return await self._isolate(group, error)
@@ -139,10 +151,16 @@ class PostgresLedgerSession:
             path = group[0].request.file_path
             return [InvalidInput(f"{path!r} was refused by PostgreSQL: {error}", field="metadata")]
         middle = len(group) // 2
-        return [*await self._commit(group[:middle]), *await self._commit(group[middle:])]
+        verdicts = await self._commit(group[:middle])
+        try:
+            return [*verdicts, *await self._commit(group[middle:])]
+        except ServiceUnavailable as down:  # what is recorded is answered: this is the other half's answer only
+            return [*verdicts, *[down] * (len(group) - middle)]
 
     async def _attempt(self, connection: Connection, group: Sequence[Outcome], rerun: bool) -> list[Verdict]:
         assert self._shard is not None
+        if not self._heads:
+            await self._read_heads(connection)
         priors = await self._priors(connection, [op_key(o) for o in group if rerun or o.request.op_id_given])
         latest = await self._latest(connection, {path_key(o) for o in group if isinstance(o, Draft)})
         decision = decide(
@@ -187,11 +205,12 @@ class PostgresLedgerSession:
         workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
         await connection.execute(_SQL["insert_workflows"], *rows.workflow_columns(workflows))
         if decision.stamps:
-            await connection.execute(_SQL["insert_stamps"], *rows.stamp_columns(decision.stamps))
+            stamps = sorted(decision.stamps, key=lambda s: (s.namespace, s.file_path, s.version))
+            await connection.execute(_SQL["insert_stamps"], *rows.stamp_columns(stamps))
         if decision.records:
             await connection.execute(_SQL["insert_events"], *rows.record_columns(decision.records))
         if decision.facts:
-            facts = sorted(decision.facts, key=lambda f: (f.namespace, f.path_hash))
+            facts = sorted(decision.facts, key=lambda f: f.path_hash)
             await connection.execute(_SQL["upsert_facts"], *rows.facts_columns(facts))
 
     async def _priors(self, connection: Connection, keys: list[OpKey]) -> dict[OpKey, Prior]:
@@ -210,43 +229,49 @@ class PostgresLedgerSession:
     async def _latest(self, connection: Connection, keys: set[PathKey]) -> dict[PathKey, Stamp]:
         if not keys:
             return {}
-        ordered = sorted(keys)
-        found = await connection.fetch(_SQL["latest_stamps"], [k[0] for k in ordered], [k[1] for k in ordered])
-        return {(row["namespace"], row["path_hash"]): rows.stamp_of(row) for row in found}
+        found = await connection.fetch(_SQL["latest_stamps"], sorted(keys))
+        return {row["path_hash"]: rows.stamp_of(row) for row in found}
 
     async def _open(self) -> Connection:
-        """Return the session's connection, with its shard locked and its heads read."""
+        """Return the session's connection, with its shard locked."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
-        try:
-            connection = await connect(self._database_url, by_key=True)
-        except ServiceUnavailable as error:
-            raise (_unknown(error) if self._unsettled else error) from error
+        connection = await connect(self._database_url, by_key=True)
         try:
             with translated("opening a shard"):
-                if self._unsettled:
-                    await self._wait_for_old_backend(connection)
-                else:
-                    self._shard = await self._take_shard(connection)
-                await self._read_heads(connection)
-        except BridgeError:
+                take = self._settle if self._unsettled else self._take_shard
+                self._shard = await take(connection)
+                self._backend_pid = await connection.fetchval(_SQL["backend_pid"])
+        except BaseException:
             connection.terminate()
             raise
         self._connection = connection
-        self._unsettled = False
+        self._heads = {}
+        self._unsettled = frozenset()
         return connection
 
-    async def _wait_for_old_backend(self, connection: Connection) -> None:
-        try:
-            await connection.execute(f"SET lock_timeout = '{SETTLE_TIMEOUT_S:.0f}s'")
-            await connection.fetchval(_SQL["wait_for_shard"], SHARD_LOCK_CLASS, self._shard)
-            await connection.execute("RESET lock_timeout")
-        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
-            raise _unknown(error) from error
+    async def _settle(self, connection: Connection) -> int:
+        """Wait until the lost backend has ended; return the shard that is ours now, the old one if it can be."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settle_timeout_s
+        look_ms = round(1000 * min(_HOLDER_LOOK_S, self._settle_timeout_s))
+        await connection.execute(f"SET lock_timeout = {look_ms}")
+        while True:
+            holder = await connection.fetchval(_SQL["shard_holder"], SHARD_LOCK_CLASS, self._shard)
+            if holder not in (None, self._backend_pid):
+                break
+            try:
+                await connection.fetchval(_SQL["wait_for_shard"], SHARD_LOCK_CLASS, self._shard)
+                break
+            except asyncpg.LockNotAvailableError:
+                if loop.time() >= deadline:
+                    raise
+        await connection.execute("RESET lock_timeout")
+        return await self._take_shard(connection)
 
     async def _take_shard(self, connection: Connection) -> int:
         """Lock a shard that nobody owns: the one owned before, another, or a new one."""
-        existing = [row["shard"] for row in await connection.fetch(_SQL["shards"])]
+        existing: list[int] = [row["shard"] for row in await connection.fetch(_SQL["shards"])]
         if self._shard is not None:
             existing.sort(key=lambda shard: shard != self._shard)
         new = [shard for shard in range(SHARDS_MAX) if shard not in set(existing)]

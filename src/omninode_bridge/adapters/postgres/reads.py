@@ -19,6 +19,7 @@ CURSOR_ROWS = 1000
 """Rows held at a time while a long result is streamed."""
 
 _SQL = load("reads")
+_LATEST = load("ledger")["latest_stamps"]
 
 
 class PostgresReads:
@@ -34,12 +35,12 @@ class PostgresReads:
         return next(iter(await self._stamps("by_id", stamp_id)), None)
 
     async def history(self, namespace: str, file_path: str) -> list[Stamp]:
-        return await self._stamps("history", namespace, path_hash(file_path))
+        return await self._stamps("history", path_hash(namespace, file_path))
 
     async def latest_many(self, namespace: str, file_paths: Sequence[str]) -> dict[str, Stamp]:
-        hashes = [path_hash(path) for path in file_paths]
+        hashes = [path_hash(namespace, path) for path in file_paths]
         with translated("reading stamps"):
-            found = await self._pool.fetch(_SQL["latest_many"], [namespace] * len(hashes), hashes)
+            found = await self._pool.fetch(_LATEST, hashes)
         return {stamp.file_path: stamp for stamp in map(rows.stamp_of, found)}
 
     async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
@@ -50,10 +51,8 @@ class PostgresReads:
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]:
         with translated("reading a workflow"):
             found = await self._pool.fetch(_SQL["workflow"], workflow_id, namespace)
-        priors = []
-        for workflow in map(rows.workflow_of, found):
-            priors.append(Prior(workflow, await self.by_id(workflow.stamp_id) if workflow.stamp_id else None))
-        return priors
+        workflows = [rows.workflow_of(row) for row in found]
+        return [Prior(w, await self.by_id(w.stamp_id) if w.stamp_id else None) for w in workflows]
 
     async def workflows(self, namespace: str | None = None) -> AsyncIterator[Prior]:
         async for row in self._stream("workflows", namespace):
@@ -62,9 +61,9 @@ class PostgresReads:
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:
         with translated("reading file facts"):
-            found = await self._pool.fetch(_SQL["known_files"], [k[0] for k in keys], [k[1] for k in keys])
+            found = await self._pool.fetch(_SQL["known_files"], keys)
         return {
-            (row["namespace"], row["path_hash"]): KnownFile(
+            row["path_hash"]: KnownFile(
                 rows.facts_of(row), str(row["stamp_id"]), row["content_type"], row["metadata"].encode()
             )
             for row in found

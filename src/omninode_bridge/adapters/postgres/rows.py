@@ -26,7 +26,7 @@ def stamp_columns(stamps: Sequence[Stamp]) -> Columns:
         [s.stamp_id for s in stamps],
         [s.namespace for s in stamps],
         [s.file_path for s in stamps],
-        [path_hash(s.file_path) for s in stamps],
+        [path_hash(s.namespace, s.file_path) for s in stamps],
         [s.version for s in stamps],
         [bytes.fromhex(s.file_hash) for s in stamps],
         [s.digest_origin for s in stamps],

@@ -7,7 +7,7 @@ CREATE TABLE metadata_stamps (
     stamp_id       uuid        NOT NULL PRIMARY KEY,
     namespace      text        NOT NULL,
     file_path      text        NOT NULL,
-    path_hash      bytea       NOT NULL,          -- SHA-256 of file_path: a key of constant size
+    path_hash      bytea       NOT NULL,          -- SHA-256 of namespace and file_path
     version        integer     NOT NULL CHECK (version > 0),
     digest         bytea       NOT NULL CHECK (octet_length(digest) = 32),
     digest_origin  text        NOT NULL CHECK (digest_origin IN ('computed', 'claimed')),
@@ -23,11 +23,13 @@ CREATE TABLE metadata_stamps (
     completed_at   timestamptz NOT NULL,
     processing_us  bigint      NOT NULL CHECK (processing_us >= 0),
     hash_us        bigint      NOT NULL CHECK (hash_us >= 0),
-    -- Two writers that both make version n of a path: one of them loses here, and runs again.
-    CONSTRAINT metadata_stamps_version UNIQUE (namespace, path_hash, version)
+    -- Two writers that both make version n of a path: one of them loses here, and runs again. The namespace is in the
+    -- hash, so this is the only index that a look-up by path can use: with the namespace as a column of its own the
+    -- planner, going by old statistics, took the index by namespace and read all of it for each path.
+    CONSTRAINT metadata_stamps_version UNIQUE (path_hash, version)
 );
 
-CREATE INDEX metadata_stamps_digest ON metadata_stamps (digest, namespace);
+CREATE INDEX metadata_stamps_digest ON metadata_stamps (digest);
 CREATE INDEX metadata_stamps_newest ON metadata_stamps (namespace, stamp_id);
 
 -- One row for every op id: also the deduplicated and the failed ones, so that a retry gets its first answer.
@@ -82,7 +84,7 @@ CREATE TABLE file_facts (
     device    bigint  NOT NULL,
     stamp_id  uuid    NOT NULL,
     version   integer NOT NULL,
-    PRIMARY KEY (namespace, path_hash)
+    PRIMARY KEY (path_hash)
 );
 
 -- One folding of the log. One is live; a rebuild or a changed contract folds another beside it.

@@ -62,7 +62,9 @@ async def migrate(connection: Connection, *, dry_run: bool = False) -> list[str]
     with translated("migrating the schema"):
         major = connection.get_server_version().major
         if major < POSTGRES_MAJOR_MIN:
-            raise SchemaMismatch(f"the server is PostgreSQL {major}; {POSTGRES_MAJOR_MIN} or newer is needed: upgrade it")
+            raise SchemaMismatch(
+                f"the server is PostgreSQL {major}; {POSTGRES_MAJOR_MIN} or newer is needed: upgrade it"
+            )
         todo = await pending(connection)
         if dry_run or not todo:
             return [migration.name for migration in todo]

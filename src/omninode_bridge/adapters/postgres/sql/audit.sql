@@ -48,8 +48,8 @@ WHERE f.stamp_id IS NOT NULL AND (s.stamp_id IS NULL OR s.namespace <> f.namespa
 
 -- name: versions
 -- Law 1: the versions of a path are 1, 2, 3, …
-SELECT namespace, min(file_path) AS file_path, count(*) AS stamps, max(version) AS latest
-FROM metadata_stamps GROUP BY namespace, path_hash HAVING count(*) <> max(version)
+SELECT min(namespace) AS namespace, min(file_path) AS file_path, count(*) AS stamps, max(version) AS latest
+FROM metadata_stamps GROUP BY path_hash HAVING count(*) <> max(version)
 
 -- name: histories
 -- Law 3: the distinct shapes of history, each with one workflow as an example.

@@ -6,6 +6,14 @@ SELECT pg_try_advisory_lock($1, $2)
 -- name: wait_for_shard
 SELECT pg_advisory_lock($1, $2)
 
+-- name: shard_holder
+SELECT pid FROM pg_locks
+WHERE locktype = 'advisory' AND classid = $1 AND objid = $2 AND objsubid = 2 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+
+-- name: backend_pid
+SELECT pg_backend_pid()
+
 -- name: shards
 SELECT DISTINCT shard FROM log_heads ORDER BY shard
 
@@ -24,11 +32,9 @@ WHERE topic = $1 AND shard = $2 AND position = $3 AND event_id = $4
 -- name: latest_stamps
 -- Read outside the writing transaction: a version that another writer adds meanwhile is a lost race there.
 SELECT s.*
-FROM unnest($1::text[], $2::bytea[]) AS k (namespace, path_hash)
+FROM unnest($1::bytea[]) AS k (path_hash)
 CROSS JOIN LATERAL (
-    SELECT * FROM metadata_stamps AS m
-    WHERE m.namespace = k.namespace AND m.path_hash = k.path_hash
-    ORDER BY m.version DESC LIMIT 1
+    SELECT * FROM metadata_stamps AS m WHERE m.path_hash = k.path_hash ORDER BY m.version DESC LIMIT 1
 ) AS s
 
 -- name: workflows
@@ -73,6 +79,6 @@ SELECT * FROM unnest(
     $1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
     $8::uuid[], $9::integer[]
 )
-ON CONFLICT (namespace, path_hash) DO UPDATE SET
+ON CONFLICT (path_hash) DO UPDATE SET
     size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns, ctime_ns = EXCLUDED.ctime_ns,
     inode = EXCLUDED.inode, device = EXCLUDED.device, stamp_id = EXCLUDED.stamp_id, version = EXCLUDED.version

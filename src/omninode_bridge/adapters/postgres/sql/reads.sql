@@ -1,23 +1,15 @@
 Queries by key over what the ledger has recorded.
 
 -- name: by_hash
-SELECT * FROM metadata_stamps
-WHERE digest = $1 AND ($2::text[] IS NULL OR namespace = ANY ($2)) ORDER BY stamp_id DESC LIMIT $3
+-- Materialised: with the limit in the same query the planner may walk a namespace backwards instead.
+WITH found AS MATERIALIZED (SELECT * FROM metadata_stamps WHERE digest = $1)
+SELECT * FROM found WHERE ($2::text[] IS NULL OR namespace = ANY ($2)) ORDER BY stamp_id DESC LIMIT $3
 
 -- name: by_id
 SELECT * FROM metadata_stamps WHERE stamp_id = $1
 
 -- name: history
-SELECT * FROM metadata_stamps WHERE namespace = $1 AND path_hash = $2 ORDER BY version DESC
-
--- name: latest_many
-SELECT s.*
-FROM unnest($1::text[], $2::bytea[]) AS k (namespace, path_hash)
-CROSS JOIN LATERAL (
-    SELECT * FROM metadata_stamps AS m
-    WHERE m.namespace = k.namespace AND m.path_hash = k.path_hash
-    ORDER BY m.version DESC LIMIT 1
-) AS s
+SELECT * FROM metadata_stamps WHERE path_hash = $1 ORDER BY version DESC
 
 -- name: latest_under
 -- The prefix is compared as bytes of text: every path that starts with it, in the order of code points.
@@ -35,13 +27,10 @@ WHERE ($1::text IS NULL OR f.namespace = $1) ORDER BY f.namespace, f.workflow_id
 
 -- name: known_files
 -- Facts vouch for the latest version only: with a newer one beside them they say nothing.
-SELECT f.namespace, f.path_hash, f.size, f.mtime_ns, f.ctime_ns, f.inode, f.device, f.stamp_id,
-       s.content_type, s.metadata
-FROM unnest($1::text[], $2::bytea[]) AS k (namespace, path_hash)
-JOIN file_facts AS f ON f.namespace = k.namespace AND f.path_hash = k.path_hash
-JOIN metadata_stamps AS s
-    ON s.namespace = f.namespace AND s.path_hash = f.path_hash AND s.version = f.version AND s.stamp_id = f.stamp_id
-WHERE NOT EXISTS (
-    SELECT FROM metadata_stamps AS n
-    WHERE n.namespace = f.namespace AND n.path_hash = f.path_hash AND n.version = f.version + 1
-)
+SELECT f.path_hash, f.size, f.mtime_ns, f.ctime_ns, f.inode, f.device, f.stamp_id, s.content_type, s.metadata
+FROM unnest($1::bytea[]) AS k (path_hash)
+JOIN file_facts AS f ON f.path_hash = k.path_hash
+CROSS JOIN LATERAL (
+    SELECT * FROM metadata_stamps AS m WHERE m.path_hash = k.path_hash ORDER BY m.version DESC LIMIT 1
+) AS s
+WHERE s.stamp_id = f.stamp_id

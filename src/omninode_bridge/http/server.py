@@ -1,0 +1,190 @@
+"""`serve`: the application on a socket, from the first signal to the last answer.
+
+    bind ─▶ open the bridge ─▶ listen, announce ─▶ serve ─▶ (signal, or PostgreSQL died) ─▶ finish answers ─▶ close
+
+The rules it keeps:
+
+1. The address is taken before the bridge is opened, so that a taken port is told at once; it is announced when
+   stamps can be recorded.
+2. SIGTERM and SIGINT end the server in order: no new connection, what was taken is answered, then the bridge closes.
+   The second one ends the wait for slow callers.
+3. Without tokens, whoever reaches the port may stamp: only this machine may.
+4. When the embedded PostgreSQL ends by itself, so does the server, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from omninode_bridge.app.bootstrap import open_bridge
+from omninode_bridge.app.settings import Settings
+from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
+from omninode_bridge.http.application import create_app
+from omninode_bridge.http.protocol import LimitedProtocol
+
+__all__ = ["serve", "serve_app"]
+
+BACKLOG_CONNECTIONS = 2048
+KEEP_ALIVE_S = 75
+"""Longer than the minute after which common proxies drop an idle connection, so that they do it first."""
+FINISH_S_MAX = 30
+"""How long callers may take to send and fetch what is under way when the server is told to stop."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve the settings' bridge on their address until a signal; `announce` gets the URL once it serves.
+
+    Runs in the main thread. Raises InvalidInput for an address that is not this machine's own, ServiceUnavailable
+    when the port is taken, the bridge can't be opened, or its PostgreSQL ends by itself.
+    """
+    with _bound(settings.host, settings.port) as listener, _signals() as stop:
+        try:
+            async with open_bridge(settings, kind="up") as bridge:
+                died = asyncio.create_task(bridge.maintenance.database_died(), name="database-died")
+                try:
+                    await serve_app(create_app(bridge, settings), listener, stop=stop, announce=announce, died=died)
+                finally:
+                    died.cancel()
+        except asyncio.CancelledError:
+            # Told to stop while the bridge was opening: nothing was served yet, so nothing is left to answer.
+            if not stop.asked:
+                raise
+
+
+async def serve_app(
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    stop: Stop,
+    announce: Callable[[str], None],
+    died: asyncio.Task[ServiceUnavailable],
+) -> None:
+    """Serve an application on a bound socket until `stop` is asked; raises what `died` returns, if it does."""
+    config = uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=FINISH_S_MAX,
+    )
+    _listen(listener)
+    server = _Server(config, lambda: announce(_url(listener)))
+    stop.server = server
+    serving = asyncio.create_task(server.serve([listener]), name="http")
+    try:
+        await asyncio.wait({serving, died}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.should_exit = True
+        await serving
+    if died.done():
+        raise died.result()
+
+
+class Stop:
+    """What a signal does: while the bridge opens, give that up; later, end the server; the second time, at once."""
+
+    def __init__(self, opening: asyncio.Task[None] | None) -> None:
+        self._opening = opening
+        self.asked = False
+        self.server: uvicorn.Server | None = None
+
+    def __call__(self) -> None:
+        if self.server is not None:
+            self.server.force_exit = self.asked
+            self.server.should_exit = True
+        elif self._opening is not None and not self.asked:
+            self._opening.cancel()
+        self.asked = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which leaves signals to us and tells when it serves."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[Stop]:
+    loop = asyncio.get_running_loop()
+    stop = Stop(asyncio.current_task())
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stop
+    finally:
+        for number in _SIGNALS:
+            with suppress(RuntimeError):
+                loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Take an address of this machine's own."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise InvalidInput(
+            f"host {host!r} is no address ({error.strerror}): use 127.0.0.1, or leave BRIDGE_HOST out", field="host"
+        ) from error
+    foreign = [address[0] for *_, address in found if not ipaddress.ip_address(address[0]).is_loopback]
+    if foreign:
+        raise InvalidInput(
+            f"host {host!r} can be reached from other machines ({foreign[0]}), and the server knows no tokens: "
+            "use 127.0.0.1, or leave BRIDGE_HOST out",
+            field="host",
+        )
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as listener:
+        # Else connections of a predecessor that are still closing would keep the port taken for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise _taken(f"{host}:{port}", error) from error
+        yield listener
+
+
+def _listen(listener: socket.socket) -> None:
+    """Begin to listen: with SO_REUSEADDR it is here that the later of two who bound at once is refused."""
+    try:
+        listener.listen(BACKLOG_CONNECTIONS)
+    except OSError as error:
+        raise _taken(_url(listener), error) from error
+
+
+def _taken(address: str, error: OSError) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        f"{address} can't be listened on ({error.strerror}): stop what uses it, "
+        "or choose another port with --port or BRIDGE_PORT (0 takes a free one)"
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
