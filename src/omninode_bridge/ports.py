@@ -6,7 +6,7 @@ conformance suite as the real ones.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -168,13 +168,13 @@ class Reads(Protocol):
         """Return the latest stamp of each of the paths that has one."""
         ...
 
-    def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
+    def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncGenerator[Stamp]:
         """Yield the latest stamp of each path in a namespace (or below `prefix/`), by path."""
         ...
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]: ...
 
-    def workflows(self, namespace: str | None = None) -> AsyncIterator[Prior]:
+    def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
         """Yield every workflow, by namespace and id."""
         ...
 

@@ -34,6 +34,10 @@ class Fault(Enum):
     """As BEFORE, but the server's side stays open until `release`."""
     HOLD_AFTER = auto()
     """As AFTER, but the server's side stays open until `release`."""
+    STALL_BEFORE = auto()
+    """The message is kept back, and nobody is cut until `release`: the client waits."""
+    STALL_AFTER = auto()
+    """The server answers, the client does not hear of it; nobody is cut until `release`: the client waits."""
 
 
 def is_begin(message: bytes) -> bool:
@@ -110,7 +114,7 @@ class Proxy:
         self._admitting.set()
 
     def release(self) -> None:
-        """Cut the server's side of what is held."""
+        """Cut what is held or stalled."""
         self._released.set()
 
     async def inject(self, sql: str) -> None:
@@ -137,12 +141,13 @@ class Proxy:
                     link.to_server.write(message)
                     await link.to_server.drain()
                     continue
-                if fault in {Fault.AFTER, Fault.HOLD_AFTER}:
+                if fault in {Fault.AFTER, Fault.HOLD_AFTER, Fault.STALL_AFTER}:
                     await link.ask_unheard(message, for_good=True)
-                link.to_client.transport.abort()
+                if fault not in {Fault.STALL_BEFORE, Fault.STALL_AFTER}:
+                    link.to_client.transport.abort()
                 self._links.discard(link)
                 self.struck.set()
-                if fault in {Fault.HOLD_BEFORE, Fault.HOLD_AFTER}:
+                if fault not in {Fault.BEFORE, Fault.AFTER}:
                     await self._released.wait()
                 return
         except ConnectionError:

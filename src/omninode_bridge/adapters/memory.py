@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from omninode_bridge.domain.log import START, Head, Record, ShardKey
@@ -283,7 +283,7 @@ class MemoryReads:
         latest = ((path, self._store.latest(path_hash(namespace, path))) for path in file_paths)
         return {path: stamp for path, stamp in latest if stamp}
 
-    async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
+    async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncGenerator[Stamp]:
         below = "" if prefix is None else prefix.rstrip("/") + "/"
         latest = [versions[-1] for versions in self._store.versions.values() if versions[-1].namespace == namespace]
         for stamp in sorted(latest, key=lambda stamp: stamp.file_path):
@@ -297,7 +297,7 @@ class MemoryReads:
             if name == workflow_id and namespace in (None, owner)
         ]
 
-    async def workflows(self, namespace: str | None = None) -> AsyncIterator[Prior]:
+    async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
         for (owner, _), workflow in sorted(self._store.workflows.items(), key=lambda item: item[0]):
             if namespace in (None, owner):
                 yield self._store.prior(workflow)

@@ -41,7 +41,10 @@ _KNOWN_DIGESTS = {
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing looked at. `detail` says what was found; `remedy`, when it is not well, what to do."""
+    """One thing looked at. `detail` says what was found; `remedy` what to do when it is not well.
+
+    The remedy is empty where the detail is an error of ours, which says it.
+    """
 
     name: str
     ok: bool
@@ -127,13 +130,12 @@ async def _server(settings: Settings, where: str) -> list[Check]:
             try:
                 pending = await pending_migrations(url)
             except BridgeError as error:
-                schema = Check(name="schema", ok=False, detail=error.message, remedy="see there")
+                schema = Check(name="schema", ok=False, detail=error.message)
                 others = judge(facts, [], embedded=settings.database_url is None)
                 return [reached, *(schema if check.name == "schema" else check for check in others)]
             return [reached, *judge(facts, pending, embedded=settings.database_url is None)]
     except BridgeError as error:
-        remedy = "start it, or name another with --database-url" if settings.database_url else "see there"
-        return [Check(name="PostgreSQL", ok=False, detail=error.message, remedy=remedy)]
+        return [Check(name="PostgreSQL", ok=False, detail=error.message)]
 
 
 def _python() -> Check:
@@ -176,7 +178,7 @@ def _data_folder(path: Path) -> Check:
                 folder.recorded_major()
         free = shutil.disk_usage(existing).free
     except BridgeError as error:
-        return Check(name="data directory", ok=False, detail=error.message, remedy="see there")
+        return Check(name="data directory", ok=False, detail=error.message)
     if not os.access(existing, os.W_OK | os.X_OK):
         return Check(
             name="data directory",
@@ -197,7 +199,7 @@ def _binaries(folder: Path | None) -> Check:
     try:
         found = find_binaries(folder)
     except BridgeError as error:
-        return Check(name="embedded PostgreSQL", ok=False, detail=error.message, remedy="see there")
+        return Check(name="embedded PostgreSQL", ok=False, detail=error.message)
     return Check(name="embedded PostgreSQL", ok=True, detail=f"PostgreSQL {found.major} in {found.folder}")
 
 

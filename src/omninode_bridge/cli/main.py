@@ -77,10 +77,12 @@ def main() -> int:
         typer.echo(f"{PROGRAM}: interrupted; what is recorded stays so: run it again to finish the rest", err=True)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more at its end, and must find somebody who listens.
+    except OSError as error:
+        from omninode_bridge.cli.running import explain_unwritten
+
+        # The interpreter flushes once more at its end, and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or 141
+        code = code or explain_unwritten(error)
     return code
 
 

@@ -60,7 +60,7 @@ def doctor(json: bool, data_dir: Path | None, database_url: str | None) -> int:
         checks = await diagnose(settings)
         for check in checks:
             if json:
-                remedy = {} if check.ok else {"remedy": check.remedy}
+                remedy = {"remedy": check.remedy} if check.remedy and not check.ok else {}
                 say_json({"name": check.name, "ok": check.ok, "detail": check.detail, **remedy})
                 continue
             verdict = painted("ok ", GREEN) if check.ok else painted("NOT", RED)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import msgspec
 
@@ -33,15 +33,20 @@ class ReaderGone(Exception):
 
 
 def write(data: bytes) -> None:
-    """Write bytes to standard output. ReaderGone for a closed pipe, ServiceUnavailable for a full disk."""
+    """Write bytes to standard output; see `raise_for_output`."""
     try:
         sys.stdout.buffer.write(data)
         if sys.stdout.isatty():
             sys.stdout.buffer.flush()
-    except BrokenPipeError as error:
-        raise ReaderGone from error
     except OSError as error:
-        raise ServiceUnavailable(f"standard output can't be written ({error.strerror}): free some room") from error
+        raise_for_output(error)
+
+
+def raise_for_output(error: OSError) -> NoReturn:
+    """Raise ReaderGone for a closed pipe, ServiceUnavailable for a full disk and the like."""
+    if isinstance(error, BrokenPipeError):
+        raise ReaderGone from error
+    raise ServiceUnavailable(f"standard output can't be written ({error.strerror}): free some room") from error
 
 
 def say(line: str) -> None:

@@ -13,6 +13,7 @@ What went wrong is one sentence on standard error. With `--json` its code follow
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import sys
 import traceback
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from omninode_bridge.cli.output import ReaderGone, complain
+from omninode_bridge.cli.output import ReaderGone, complain, raise_for_output
 from omninode_bridge.domain.errors import BridgeError, InvalidInput, ServiceUnavailable
 
 if TYPE_CHECKING:
@@ -78,10 +79,22 @@ def explain(error: Exception) -> int:
         case BridgeError() as known:
             complain(f"{known.message} [{known.code}]" if "--json" in sys.argv else known.message)
             return _code(known)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT) as full:
+            where = f" for {full.filename}" if full.filename else ""
+            complain(f"there is no room left{where} ({full.strerror}): free some and try again")
+            return UNAVAILABLE
         case fault:
             traceback.print_exception(fault)
             complain("this is a fault of the program, not of your input: please report it with the lines above")
             return FAULT
+
+
+def explain_unwritten(error: OSError) -> int:
+    """Say why the last of the output was not written; return the exit code for it."""
+    try:
+        raise_for_output(error)
+    except (ReaderGone, ServiceUnavailable) as known:
+        return explain(known)
 
 
 async def _until_terminated(work: Coroutine[object, object, int]) -> int:

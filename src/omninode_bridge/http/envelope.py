@@ -3,7 +3,8 @@
 * `X-Correlation-ID`: the caller's, if it is 1-128 characters of `[A-Za-z0-9._:/+=@-]`, else one made here; in each
   answer, and in the log line of what went wrong.
 * An error that nobody meant to raise is logged with its trace and answered as a problem that says nothing of it.
-* An answer that refuses a long body ends the connection: what is left of the body need not be read.
+* An answer that refuses a long body before its end ends the connection, though not at once: to close a connection on
+  which bytes still arrive resets it, and the caller would lose the answer (RFC 9112 §9.6).
 * A page of another origin may not make a browser post to a server that asks for no token.
 """
 
@@ -13,6 +14,7 @@ import asyncio
 import logging
 import re
 import secrets
+from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +24,8 @@ from omninode_bridge.http.problems import CrossOrigin, ShuttingDown, bridge_prob
 CORRELATION_HEADER = b"x-correlation-id"
 LEFT_BYTES_MAX = 64 * 1024
 """A refused body up to this long is read to its end, so that the connection can be used again."""
+LINGER_S_MAX = 5.0
+"""How long a caller whose longer body is refused may go on sending, so that he gets to reading the answer."""
 
 _CORRELATION = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -41,22 +45,33 @@ class Envelope:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(CORRELATION_HEADER, b"")
         correlation = given if _CORRELATION.fullmatch(given) else secrets.token_hex(16).encode()
-        started = False
+        started = complete = lingering = False
+
+        async def receiving() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = not message.get("more_body", False)
+            return message
 
         async def sending(message: Message) -> None:
-            nonlocal started
+            nonlocal started, lingering
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], (CORRELATION_HEADER, correlation)]
-                if message["status"] >= 400 and _is_long(headers):
+                lingering = not complete and _is_long(headers)
+                if lingering:
                     message["headers"].append((b"connection", b"close"))
+            elif lingering and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _linger(receive)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         request = Request(scope)
         try:
             if scope["method"] not in _SAFE_METHODS and _is_foreign(headers):
                 raise CrossOrigin("a web page of another origin asks: only this server's own pages may", field="origin")
-            await self._app(scope, receive, sending)
+            await self._app(scope, receiving, sending)
         except ClientDisconnect:
             return  # nobody is there to be answered
         except CrossOrigin as error:
@@ -72,6 +87,13 @@ class Envelope:
             if started:
                 raise
             await unexpected(request)(scope, receive, sending)
+
+
+async def _linger(receive: Receive) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S_MAX):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 def _is_long(headers: dict[bytes, bytes]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from asyncpg.pool import Pool
@@ -43,7 +43,7 @@ class PostgresReads:
             found = await self._pool.fetch(_LATEST, hashes)
         return {stamp.file_path: stamp for stamp in map(rows.stamp_of, found)}
 
-    async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncIterator[Stamp]:
+    async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncGenerator[Stamp]:
         below = None if prefix is None else prefix.rstrip("/") + "/"
         async for row in self._stream("latest_under", namespace, below):
             yield rows.stamp_of(row)
@@ -54,7 +54,7 @@ class PostgresReads:
         workflows = [rows.workflow_of(row) for row in found]
         return [Prior(w, await self.by_id(w.stamp_id) if w.stamp_id else None) for w in workflows]
 
-    async def workflows(self, namespace: str | None = None) -> AsyncIterator[Prior]:
+    async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
         async for row in self._stream("workflows", namespace):
             stamp = row["stamp"]
             yield Prior(rows.workflow_of(row), None if stamp is None else rows.stamp_of(stamp))
