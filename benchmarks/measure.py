@@ -109,18 +109,26 @@ def result_hash(lines: Iterable[str]) -> str:
 
 
 class Watch:
-    """A stretch of time: `seconds` once it is over."""
+    """A stretch of time: `seconds` once it is over, or so far."""
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._ended: float | None = None
+
+    def stop(self) -> None:
+        self._ended = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or time.perf_counter()) - self._started
 
 
 @contextmanager
 def timed() -> Iterator[Watch]:
     """Measure the time that the block takes."""
     watch = Watch()
-    started = time.perf_counter()
     yield watch
-    watch.seconds = time.perf_counter() - started
+    watch.stop()
 
 
 def say(text: str) -> None:

@@ -186,6 +186,7 @@ def _milliseconds(count: int) -> timedelta:
 
 
 def _short(key: str) -> str:
+    key = key.replace("\0", "\ufffd")
     data = key.encode()
     if len(data) <= 256:
         return key

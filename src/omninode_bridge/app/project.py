@@ -70,6 +70,10 @@ class Projector:
             return 0
         items, letters = self._items(accepted, generation.namespace)
         if not await self._state.apply(generation, fold(items, self._groupings), moves, letters):
+            if self._building is not None:
+                raise ServiceUnavailable(
+                    "somebody else dropped the state that is being rebuilt: start the rebuild again"
+                )
             self._forget()
             return 0
         self._positions |= {key: to for key, (_, to) in moves.items()}
@@ -162,7 +166,10 @@ class Projector:
             if namespace is not None and record.namespace != namespace:
                 continue
             try:
-                items.append(item_of(decode(record.body)))
+                event = decode(record.body)
+                if (event.id, event.namespace, event.position) != (record.event_id, record.namespace, record.position):
+                    raise CorruptEvent(f"the body is that of event {event.id}, the record that of {record.event_id}")
+                items.append(item_of(event))
             except CorruptEvent as error:
                 letters.append(DeadLetter(record=record, reason=error.message))
         return items, letters

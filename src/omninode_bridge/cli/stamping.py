@@ -72,9 +72,12 @@ def stamp(
                                 write(ndjson(batch))
                     # What was acknowledged here is in the state, whoever asks for it next.
                     await bridge.query.up_to_date()
-                finally:
+                except BaseException:
                     progress.stop()
-                    _sum_up_stamps(tenant, counts, progress, json)
+                    if progress.files:
+                        _sum_up_stamps(tenant, counts, progress, json)
+                    raise
+            _sum_up_stamps(tenant, counts, progress, json)
         return NO if counts["failed"] else FINE
 
     return run(work())

@@ -21,18 +21,26 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from omninode_bridge.domain.errors import BridgeError, Conflict, IllegalTransition, InProgress, WorkflowFailed
+from omninode_bridge.domain.errors import (
+    BridgeError,
+    Conflict,
+    IllegalTransition,
+    InProgress,
+    ServiceUnavailable,
+    WorkflowFailed,
+)
 from omninode_bridge.domain.events import SOURCE, Event, FailureData, StampingCompleted, StampingFailed, encode
 from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.domain.names import path_hash
 from omninode_bridge.domain.stamp import (
+    CONTENT_UNSEEN,
     Draft,
     Failure,
     FileFacts,
     Outcome,
     Stamp,
     StampRequest,
-    request_digest,
+    fingerprint,
     same_content,
 )
 from omninode_bridge.domain.workflow import Plan, Visit, advance
@@ -125,13 +133,24 @@ def decide(
     return Decision(group.verdicts, moved, group.workflows, group.stamps, group.records, list(group.facts.values()))
 
 
-def first_answer(plan: Plan, prior: Prior, fingerprint: bytes) -> Verdict:
-    """Return what a repeated op id is answered: its first answer, or the conflict."""
+def first_answer(plan: Plan, prior: Prior, digest: bytes) -> Verdict:
+    """Return what a repeated op id is answered: its first answer, or the conflict.
+
+    A workflow that failed before its content was seen is answered by its failure whatever the content is now.
+    A repetition that failed so itself can't be compared with the first: it has to be sent again.
+    """
     workflow = prior.workflow
-    if workflow.request_digest != fingerprint:
+    asked, content = workflow.request_digest[:16], workflow.request_digest[16:]
+    if asked != digest[:16] or (content != digest[16:] and CONTENT_UNSEEN not in (content, digest[16:])):
         return Conflict(
             f"op_id {workflow.workflow_id} was used before with another request: send a new op_id",
             field="op_id",
+            op_id=workflow.workflow_id,
+        )
+    if digest[16:] == CONTENT_UNSEEN != content:
+        return ServiceUnavailable(
+            f"the content of op_id {workflow.workflow_id} could not be digested to compare it with its first request: "
+            "try again",
             op_id=workflow.workflow_id,
         )
     if not plan.machine.is_terminal(workflow.state):
@@ -185,15 +204,15 @@ class _Group:
         self._endings: dict[tuple[int, str], tuple[Visit, ...]] = {}
 
     def judge(self, outcome: Outcome) -> Verdict:
-        fingerprint = request_digest(outcome.request, outcome.digest)
+        digest = fingerprint(outcome.request, outcome.digest)
         prior = self.priors.get(op_key(outcome))
         if prior is not None:
-            return first_answer(self.plan, prior, fingerprint)
+            return first_answer(self.plan, prior, digest)
         if isinstance(outcome, Failure):
-            return self._fail(outcome, fingerprint)
-        return self._complete(outcome, fingerprint)
+            return self._fail(outcome, digest)
+        return self._complete(outcome, digest)
 
-    def _complete(self, draft: Draft, fingerprint: bytes) -> Stamp:
+    def _complete(self, draft: Draft, digest: bytes) -> Stamp:
         key = path_key(draft)
         visits = self._ended(draft.visits, self.plan.complete)
         before = self.latest.get(key)
@@ -210,7 +229,7 @@ class _Group:
             namespace=draft.request.namespace,
             workflow_id=draft.request.workflow_id,
             file_path=draft.request.file_path,
-            request_digest=fingerprint,
+            request_digest=digest,
             state=visits[-1].state,
             visits=visits,
             stamp_id=stamp.stamp_id,
@@ -219,7 +238,7 @@ class _Group:
         self._remember(workflow, stamp)
         return stamp
 
-    def _fail(self, failure: Failure, fingerprint: bytes) -> WorkflowFailed:
+    def _fail(self, failure: Failure, digest: bytes) -> WorkflowFailed:
         request = failure.request
         visits = self._ended(failure.visits, self.plan.fail)
         data = FailureData(
@@ -235,7 +254,7 @@ class _Group:
             namespace=request.namespace,
             workflow_id=request.workflow_id,
             file_path=request.file_path,
-            request_digest=fingerprint,
+            request_digest=digest,
             state=visits[-1].state,
             visits=visits,
             step=failure.step,

@@ -165,7 +165,11 @@ def merge_states(a: State, b: State) -> State:
 
 
 def bounded_key(key: str) -> str:
-    """Return a group key of at most 256 UTF-8 bytes: a longer one becomes its SHA-256 and a prefix."""
+    """Return a group key that PostgreSQL can index: no NUL, at most 256 UTF-8 bytes.
+
+    A longer one becomes its SHA-256 and a prefix.
+    """
+    key = key.replace("\0", "\ufffd")
     encoded = key.encode()
     if len(encoded) <= GROUP_KEY_BYTES_MAX:
         return key

@@ -174,14 +174,27 @@ def same_content(stamp: Stamp, draft: Draft) -> bool:
     )
 
 
-def request_digest(request: StampRequest, digest: Digest | None) -> bytes:
-    """Return the 32 bytes that tell one request from another under the same op id (SHA-256).
+CONTENT_UNSEEN = bytes(16)
+"""The second half of a fingerprint whose content was not seen, because the workflow failed before."""
 
-    Each part is preceded by its length, so that no two different requests join to the same bytes.
+
+def fingerprint(request: StampRequest, digest: Digest | None) -> bytes:
+    """Return the 32 bytes that tell one request from another under the same op id.
+
+    Two halves (of SHA-256): all that was asked but the content; and the content. Each part is delimited or
+    preceded by its length, so that no two different requests join to the same bytes.
     """
-    file_hash, size, origin = (digest.file_hash, digest.file_size, digest.origin) if digest else ("", -1, "")
-    head = (
-        f"{request.namespace}\0{file_hash}\0{size}\0{origin}\0{request.content_type}\0{request.enable_intelligence:d}"
-    )
     path = request.file_path.encode()
-    return hashlib.sha256(b"%b\0%d\0%b%b" % (head.encode(), len(path), path, canonical_json(request.metadata))).digest()
+    asked = b"%b\0%b\0%d\0%d\0%b%b" % (
+        request.namespace.encode(),
+        request.content_type.encode(),
+        request.enable_intelligence,
+        len(path),
+        path,
+        canonical_json(request.metadata),
+    )
+    content = CONTENT_UNSEEN
+    if digest is not None:
+        seen = f"{digest.file_hash}\0{digest.file_size}\0{digest.origin}"
+        content = hashlib.sha256(seen.encode()).digest()[:16]
+    return hashlib.sha256(asked).digest()[:16] + content

@@ -13,7 +13,7 @@ from omninode_bridge.domain.errors import Conflict, IllegalTransition, InProgres
 from omninode_bridge.domain.events import StampingCompleted, StampingFailed, decode
 from omninode_bridge.domain.log import START, Head, follow
 from omninode_bridge.domain.recording import Decision, Prior, decide, op_key, path_key
-from omninode_bridge.domain.stamp import Outcome, Stamp, request_digest
+from omninode_bridge.domain.stamp import Outcome, Stamp, fingerprint
 from omninode_bridge.domain.workflow import begin
 
 LATER = NOW + timedelta(milliseconds=250)
@@ -347,4 +347,4 @@ def test_what_is_given_is_not_changed() -> None:
 def test_the_fingerprint_of_the_first_request_is_what_is_kept() -> None:
     asked = draft(metadata={"a": 1})
     (workflow,) = decided([asked]).workflows
-    assert workflow.request_digest == request_digest(asked.request, asked.digest)
+    assert workflow.request_digest == fingerprint(asked.request, asked.digest)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.making import digest, draft, hash_of, request, stamp
 
-from omninode_bridge.domain.stamp import microseconds, request_digest, same_content
+from omninode_bridge.domain.stamp import fingerprint, microseconds, same_content
 
 
 def test_a_draft_with_equal_bytes_type_and_metadata_repeats_a_stamp() -> None:
@@ -41,24 +41,24 @@ def test_a_computed_digest_never_repeats_a_claimed_one(known: Any, new: Any, sam
 
 
 def test_the_same_request_has_the_same_digest_whoever_sends_it_and_whenever() -> None:
-    first = request_digest(request(metadata={"a": 1, "b": 2}), digest(hash_time_us=1))
-    assert first == request_digest(request(metadata={"b": 2, "a": 1}, stamped_by="another"), digest(hash_time_us=9))
+    first = fingerprint(request(metadata={"a": 1, "b": 2}), digest(hash_time_us=1))
+    assert first == fingerprint(request(metadata={"b": 2, "a": 1}, stamped_by="another"), digest(hash_time_us=9))
     assert len(first) == 32
 
 
 def test_every_part_of_a_request_tells_it_from_another() -> None:
     digests = [
-        request_digest(request(), digest()),
-        request_digest(request(path="b.txt"), digest()),
-        request_digest(request(namespace="other"), digest()),
-        request_digest(request(content_type="text/html"), digest()),
-        request_digest(request(metadata={"a": 1}), digest()),
-        request_digest(request(enable_intelligence=True), digest()),
-        request_digest(request(), digest(b"b")),
-        request_digest(request(), digest(origin="claimed")),
-        request_digest(request(), None),
+        fingerprint(request(), digest()),
+        fingerprint(request(path="b.txt"), digest()),
+        fingerprint(request(namespace="other"), digest()),
+        fingerprint(request(content_type="text/html"), digest()),
+        fingerprint(request(metadata={"a": 1}), digest()),
+        fingerprint(request(enable_intelligence=True), digest()),
+        fingerprint(request(), digest(b"b")),
+        fingerprint(request(), digest(origin="claimed")),
+        fingerprint(request(), None),
         # A path that ends as the metadata begins.
-        request_digest(request(path='a.txt{"a":1}'), digest()),
+        fingerprint(request(path='a.txt{"a":1}'), digest()),
     ]
     assert len(set(digests)) == len(digests)
 

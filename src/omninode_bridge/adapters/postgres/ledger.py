@@ -203,15 +203,15 @@ class PostgresLedgerSession:
 
     async def _insert(self, connection: Connection, decision: Decision) -> None:
         workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
-        await connection.execute(_SQL["insert_workflows"], *rows.workflow_columns(workflows))
+        await connection.execute(_SQL["insert_workflows"], rows.workflow_rows(workflows))
         if decision.stamps:
             stamps = sorted(decision.stamps, key=lambda s: (s.namespace, s.file_path, s.version))
-            await connection.execute(_SQL["insert_stamps"], *rows.stamp_columns(stamps))
+            await connection.execute(_SQL["insert_stamps"], rows.stamp_rows(stamps))
         if decision.records:
-            await connection.execute(_SQL["insert_events"], *rows.record_columns(decision.records))
+            await connection.execute(_SQL["insert_events"], rows.record_rows(decision.records))
         if decision.facts:
             facts = sorted(decision.facts, key=lambda f: f.path_hash)
-            await connection.execute(_SQL["upsert_facts"], *rows.facts_columns(facts))
+            await connection.execute(_SQL["upsert_facts"], rows.facts_rows(facts))
 
     async def _priors(self, connection: Connection, keys: list[OpKey]) -> dict[OpKey, Prior]:
         if not keys:

@@ -1,4 +1,4 @@
-"""Domain values to columns, and rows back to domain values."""
+"""Domain values to rows, and rows back to domain values."""
 
 from __future__ import annotations
 
@@ -15,33 +15,40 @@ from omninode_bridge.domain.stamp import FileFacts, Stamp, microseconds
 from omninode_bridge.domain.workflow import Visit
 
 type Row = Mapping[str, Any]
-type Columns = list[Sequence[Any]]
-"""One array a column: the arguments of an `unnest`."""
+type Rows = list[tuple[Any, ...]]
+"""Rows in the order of their table's columns: the argument of `unnest($1::the_table[])`.
+
+One array of rows, and not one a column: asyncpg asks of each element of an array whether it is an array too,
+which for 40 columns cost more than encoding them (13 µs a stamp against 20, measured beside each other).
+"""
 
 _visits = msgspec.json.Decoder(tuple[Visit, ...])
 
 
-def stamp_columns(stamps: Sequence[Stamp]) -> Columns:
+def stamp_rows(stamps: Sequence[Stamp]) -> Rows:
     return [
-        [s.stamp_id for s in stamps],
-        [s.namespace for s in stamps],
-        [s.file_path for s in stamps],
-        [path_hash(s.namespace, s.file_path) for s in stamps],
-        [s.version for s in stamps],
-        [bytes.fromhex(s.file_hash) for s in stamps],
-        [s.digest_origin for s in stamps],
-        [s.file_size for s in stamps],
-        [s.content_type for s in stamps],
-        [canonical_json(s.metadata).decode() for s in stamps],
-        [None if s.intelligence is None else canonical_json(s.intelligence).decode() for s in stamps],
-        [s.workflow_id for s in stamps],
-        [s.workflow_state for s in stamps],
-        [s.stamped_by for s in stamps],
-        [s.workflow_steps_executed for s in stamps],
-        [s.created_at for s in stamps],
-        [s.completed_at for s in stamps],
-        [microseconds(s.processing_time_ms) for s in stamps],
-        [microseconds(s.hash_generation_time_ms) for s in stamps],
+        (
+            s.stamp_id,
+            s.namespace,
+            s.file_path,
+            path_hash(s.namespace, s.file_path),
+            s.version,
+            bytes.fromhex(s.file_hash),
+            s.digest_origin,
+            s.file_size,
+            s.content_type,
+            canonical_json(s.metadata).decode(),
+            None if s.intelligence is None else canonical_json(s.intelligence).decode(),
+            s.workflow_id,
+            s.workflow_state,
+            s.stamped_by,
+            s.workflow_steps_executed,
+            s.created_at,
+            s.completed_at,
+            microseconds(s.processing_time_ms),
+            microseconds(s.hash_generation_time_ms),
+        )
+        for s in stamps
     ]
 
 
@@ -72,24 +79,27 @@ def stamp_of(row: Row) -> Stamp:
     )
 
 
-def workflow_columns(workflows: Sequence[Workflow]) -> Columns:
+def workflow_rows(workflows: Sequence[Workflow]) -> Rows:
     # The workflows of a batch share their history: it is encoded once.
     encoded: dict[int, str] = {}
     for w in workflows:
         if id(w.visits) not in encoded:
             encoded[id(w.visits)] = msgspec.json.encode(w.visits).decode()
     return [
-        [w.workflow_id for w in workflows],
-        [w.namespace for w in workflows],
-        [w.file_path for w in workflows],
-        [w.state for w in workflows],
-        [encoded[id(w.visits)] for w in workflows],
-        [w.request_digest for w in workflows],
-        [w.stamp_id for w in workflows],
-        [w.deduplicated for w in workflows],
-        [w.step for w in workflows],
-        [w.error_code for w in workflows],
-        [w.error_message for w in workflows],
+        (
+            w.workflow_id,
+            w.namespace,
+            w.file_path,
+            w.state,
+            encoded[id(w.visits)],
+            w.request_digest,
+            w.stamp_id,
+            w.deduplicated,
+            w.step,
+            w.error_code,
+            w.error_message,
+        )
+        for w in workflows
     ]
 
 
@@ -109,16 +119,9 @@ def workflow_of(row: Row) -> Workflow:
     )
 
 
-def record_columns(records: Sequence[Record]) -> Columns:
+def record_rows(records: Sequence[Record]) -> Rows:
     return [
-        [r.topic for r in records],
-        [r.shard for r in records],
-        [r.position for r in records],
-        [r.event_id for r in records],
-        [r.previous_id for r in records],
-        [r.namespace for r in records],
-        [r.workflow_id for r in records],
-        [r.body for r in records],
+        (r.topic, r.shard, r.position, r.event_id, r.previous_id, r.namespace, r.workflow_id, r.body) for r in records
     ]
 
 
@@ -139,17 +142,20 @@ def head_of(row: Row) -> Head:
     return Head(row["position"], str(row["event_id"]))
 
 
-def facts_columns(rows: Sequence[FactsRow]) -> Columns:
+def facts_rows(rows: Sequence[FactsRow]) -> Rows:
     return [
-        [r.namespace for r in rows],
-        [r.path_hash for r in rows],
-        [r.facts.size for r in rows],
-        [r.facts.mtime_ns for r in rows],
-        [r.facts.ctime_ns for r in rows],
-        [_signed(r.facts.inode) for r in rows],
-        [_signed(r.facts.device) for r in rows],
-        [r.stamp_id for r in rows],
-        [r.version for r in rows],
+        (
+            r.namespace,
+            r.path_hash,
+            r.facts.size,
+            r.facts.mtime_ns,
+            r.facts.ctime_ns,
+            _signed(r.facts.inode),
+            _signed(r.facts.device),
+            r.stamp_id,
+            r.version,
+        )
+        for r in rows
     ]
 
 
@@ -157,24 +163,22 @@ def facts_of(row: Row) -> FileFacts:
     return FileFacts(row["size"], row["mtime_ns"], row["ctime_ns"], _unsigned(row["inode"]), _unsigned(row["device"]))
 
 
-def state_columns(state: State) -> Columns:
+def state_rows(generation: int, state: State) -> Rows:
     """Return the groups sorted by key: every writer locks the rows in the same order."""
-    groups = sorted(state.items())
-    totals = [t for _, t in groups]
     return [
-        [key[0] for key, _ in groups],
-        [key[1] for key, _ in groups],
-        [key[2] for key, _ in groups],
-        [t.total_stamps for t in totals],
-        [t.failed for t in totals],
-        [t.total_size_bytes for t in totals],
-        [t.processing_time_us_sum for t in totals],
-        [t.processing_time_us_min for t in totals],
-        [t.processing_time_us_max for t in totals],
-        [t.first[0] if t.first else None for t in totals],
-        [t.first[1] if t.first else None for t in totals],
-        [t.last[0] if t.last else None for t in totals],
-        [t.last[1] if t.last else None for t in totals],
+        (
+            generation,
+            *key,
+            t.total_stamps,
+            t.failed,
+            t.total_size_bytes,
+            t.processing_time_us_sum,
+            t.processing_time_us_min,
+            t.processing_time_us_max,
+            *(t.first or (None, None)),
+            *(t.last or (None, None)),
+        )
+        for key, t in sorted(state.items())
     ]
 
 

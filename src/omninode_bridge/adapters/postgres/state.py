@@ -91,10 +91,10 @@ class PostgresStateStore:
             raise _Refused
         await _move(connection, generation.consumer, moves)
         if delta:
-            await connection.execute(_SQL["merge_state"], generation.number, *rows.state_columns(delta))
+            await connection.execute(_SQL["merge_state"], rows.state_rows(generation.number, delta))
         if dead_letters:
-            columns = rows.record_columns([letter.record for letter in dead_letters])
-            await connection.execute(_SQL["insert_dead_letters"], *columns, [d.reason for d in dead_letters])
+            records = rows.record_rows([letter.record for letter in dead_letters])
+            await connection.execute(_SQL["insert_dead_letters"], records, [d.reason for d in dead_letters])
 
     async def swap(self, building: Generation) -> bool:
         with translated("swapping the state in"):

@@ -46,39 +46,16 @@ JOIN fsm_states AS f ON f.workflow_id = k.workflow_id AND f.namespace = k.namesp
 SELECT s.* FROM unnest($1::uuid[]) AS k (stamp_id) JOIN metadata_stamps AS s ON s.stamp_id = k.stamp_id
 
 -- name: insert_workflows
-INSERT INTO fsm_states (
-    workflow_id, namespace, file_path, state, history, request_digest, stamp_id, deduplicated,
-    step, error_code, error_message
-)
-SELECT * FROM unnest(
-    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::json[], $6::bytea[], $7::uuid[], $8::boolean[],
-    $9::text[], $10::text[], $11::text[]
-)
+INSERT INTO fsm_states SELECT * FROM unnest($1::fsm_states[])
 
 -- name: insert_stamps
-INSERT INTO metadata_stamps (
-    stamp_id, namespace, file_path, path_hash, version, digest, digest_origin, file_size, content_type,
-    metadata, intelligence, workflow_id, workflow_state, stamped_by, steps_executed,
-    created_at, completed_at, processing_us, hash_us
-)
-SELECT * FROM unnest(
-    $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::integer[], $6::bytea[], $7::text[], $8::bigint[],
-    $9::text[], $10::json[], $11::json[], $12::uuid[], $13::text[], $14::text[], $15::smallint[],
-    $16::timestamptz[], $17::timestamptz[], $18::bigint[], $19::bigint[]
-)
+INSERT INTO metadata_stamps SELECT * FROM unnest($1::metadata_stamps[])
 
 -- name: insert_events
-INSERT INTO event_log (topic, shard, position, event_id, previous_id, namespace, workflow_id, body)
-SELECT * FROM unnest(
-    $1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::uuid[], $8::bytea[]
-)
+INSERT INTO event_log SELECT * FROM unnest($1::event_log[])
 
 -- name: upsert_facts
-INSERT INTO file_facts (namespace, path_hash, size, mtime_ns, ctime_ns, inode, device, stamp_id, version)
-SELECT * FROM unnest(
-    $1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::uuid[], $9::integer[]
-)
+INSERT INTO file_facts SELECT * FROM unnest($1::file_facts[])
 ON CONFLICT (path_hash) DO UPDATE SET
     size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns, ctime_ns = EXCLUDED.ctime_ns,
     inode = EXCLUDED.inode, device = EXCLUDED.device, stamp_id = EXCLUDED.stamp_id, version = EXCLUDED.version

@@ -23,7 +23,7 @@ SELECT * FROM fsm_states WHERE workflow_id = $1 AND ($2::text IS NULL OR namespa
 -- name: workflows
 SELECT f.*, s AS stamp
 FROM fsm_states AS f LEFT JOIN metadata_stamps AS s ON s.stamp_id = f.stamp_id
-WHERE ($1::text IS NULL OR f.namespace = $1) ORDER BY f.namespace, f.workflow_id
+WHERE ($1::text IS NULL OR f.namespace = $1) ORDER BY f.namespace COLLATE "C", f.workflow_id
 
 -- name: known_files
 -- Facts vouch for the latest version only: with a newer one beside them they say nothing.

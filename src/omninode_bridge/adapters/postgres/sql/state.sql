@@ -33,15 +33,7 @@ WHERE c.consumer = $1 AND c.topic = m.topic AND c.shard = m.shard
 -- name: merge_state
 -- The algebra of domain.reduction.merge, in SQL: sums add, LEAST and GREATEST ignore NULL, first and last go
 -- by (time, event id).
-INSERT INTO bridge_state AS b (
-    generation, namespace, aggregation_type, group_key, total_stamps, failed, total_size_bytes,
-    processing_time_us_sum, processing_time_us_min, processing_time_us_max,
-    first_at, first_event_id, last_at, last_event_id
-)
-SELECT $1, * FROM unnest(
-    $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::numeric[], $8::numeric[],
-    $9::bigint[], $10::bigint[], $11::timestamptz[], $12::uuid[], $13::timestamptz[], $14::uuid[]
-)
+INSERT INTO bridge_state AS b SELECT * FROM unnest($1::bridge_state[])
 ON CONFLICT (generation, namespace, aggregation_type, group_key) DO UPDATE SET
     total_stamps = b.total_stamps + EXCLUDED.total_stamps,
     failed = b.failed + EXCLUDED.failed,
@@ -60,9 +52,9 @@ ON CONFLICT (generation, namespace, aggregation_type, group_key) DO UPDATE SET
 
 -- name: insert_dead_letters
 INSERT INTO dead_letters (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
-SELECT * FROM unnest(
-    $1::text[], $2::integer[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::uuid[], $8::bytea[], $9::text[]
-)
+SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason
+FROM unnest($1::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, n)
+JOIN unnest($2::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
 ON CONFLICT (topic, shard, position) DO NOTHING
 
 -- name: hold_generations_alone

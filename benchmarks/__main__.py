@@ -1,0 +1,85 @@
+"""Run benchmarks by name and report them: `python -m benchmarks [NAME…]`. Progress on standard error, the report on output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import hashing, processes, stamping, transitions
+from benchmarks.machine import machine, occasion
+from benchmarks.measure import Row, say
+from benchmarks.place import FULL, SMOKE, Place
+from benchmarks.report import json_lines, markdown, write_document
+
+type Benchmark = Callable[[Place], Awaitable[list[Row]]]
+
+
+async def _folding(place: Place) -> list[Row]:
+    from benchmarks.folding import folding  # polars is installed for the benchmarks only
+
+    return await folding(place)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "hash-large": hashing.hash_large,
+    "hash-small": hashing.hash_small,
+    "stamp-tree": stamping.stamp_tree,
+    "stamp-again": stamping.stamp_again,
+    "fold": _folding,
+    "fsm": transitions.fsm,
+    "memory": processes.memory,
+    "start": processes.start,
+}
+ROWS = (
+    "hash-large", "hash-small", "stamp-tree", "stamp-again", "fold", "fold-from-bytes", "fsm",
+    "memory-idle", "memory-upload", "memory-file", "start-help", "start-up",
+)  # fmt: skip
+"""The rows that they report, in the order of docs/performance.md."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and report what the arguments name; return the exit code: 0, or 2 for arguments that can't be meant."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Run benchmarks against their counterparts.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)}; all without it")
+    parser.add_argument("--smoke", action="store_true", help="tiny data, one turn: shows that they work, judges nothing")
+    parser.add_argument("--json", action="store_true", help="print NDJSON instead of a table")
+    parser.add_argument("--write", action="store_true", help="also put the rows into docs/performance.md")
+    parser.add_argument("--folder", type=Path, help="where the data sets and databases go (default: the temporary folder)")
+    asked = parser.parse_args(arguments)
+    if unknown := [name for name in asked.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark is named {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")
+    if asked.smoke and asked.write:
+        parser.error("figures of a smoke run mean nothing: leave out --smoke or --write")
+    return _run(asked)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    judged = not asked.smoke
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="omninode-bridge-bench-", dir=asked.folder) as folder:
+        place = Place(Path(folder), SMOKE if asked.smoke else FULL)
+        at, now = machine(place.folder), occasion()
+        for name in asked.names or BENCHMARKS:
+            say(name)
+            rows += uvloop.run(_awaited(BENCHMARKS[name], place))
+    if asked.json:
+        for line in json_lines(at, now, rows, judged=judged):
+            print(line.decode())
+    else:
+        print(markdown(at, now, rows, judged=judged))
+    if asked.write:
+        write_document(at, now, rows, ROWS)
+    return 0
+
+
+async def _awaited(benchmark: Benchmark, place: Place) -> list[Row]:
+    return await benchmark(place)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
