@@ -10,16 +10,16 @@ import signal
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
 from blake3 import blake3
+from tests.integration.proxy import Fault, Proxy, is_commit
 
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
@@ -447,30 +447,33 @@ async def test_an_error_nobody_meant_says_nothing_of_itself(
     assert "secret of the house" in caplog.text
 
 
-async def test_without_its_database_it_is_alive_not_ready_and_a_retry_is_safe(
-    server: Any, database_url: str, client: httpx.AsyncClient, bridge: Bridge
-) -> None:
-    name = database_url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
-    admin = await asyncpg.connect(server.url("postgres"))
-    try:
-        assert (await client.get("/health/ready")).json() == {"status": "ready"}
-        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-        await refused(client.get("/health/ready"), 503, "service_unavailable")
-        assert (await client.get("/health/live")).json() == {"status": "alive"}
-        answer = await client.post("/stamp", json=a_stamp())
-        assert (answer.status_code, answer.json()["code"]) in {
-            (503, "service_unavailable"),
-            (503, "outcome_unknown"),
-        }, answer.text
-        assert int(answer.headers["retry-after"]) > 0
-        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-        again = await client.post("/stamp", json=a_stamp(op_id=answer.json()["op_id"]))
-        assert again.status_code == 201
+async def test_without_its_database_it_is_alive_but_not_ready_and_a_retry_is_safe(database_url: str) -> None:
+    async with AsyncExitStack() as way:
+        proxy = await way.enter_async_context(Proxy(database_url))
+        async with Bridge.connect(proxy.url) as bridge, served(bridge) as client:
+            assert (await client.get("/health/ready")).json() == {"status": "ready"}
+            await way.aclose()
+            await refused(client.get("/health/ready"), 503, "service_unavailable")
+            assert (await client.get("/health/live")).json() == {"status": "alive"}
+            await refused(client.get(f"/stamp/{digest(b'hello')}"), 503, "service_unavailable")
+            answer = await client.post("/stamp", json=a_stamp())
+            assert int(answer.headers["retry-after"]) > 0
+            op_id = answer.json()["op_id"]
+            assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
+    async with Bridge.connect(database_url) as bridge, served(bridge) as client:
+        await nothing_recorded(bridge)
+        assert (await client.post("/stamp", json=a_stamp(op_id=op_id))).status_code == 201
+
+
+async def test_after_an_unknown_outcome_the_same_op_id_gets_the_stamp(database_url: str, proxy: Proxy) -> None:
+    async with Bridge.connect(proxy.url, settings=Settings.read(writers=1)) as bridge, served(bridge) as client:
+        proxy.arm(Fault.HOLD_AFTER, is_commit, then_refuse=True)
+        problem = await refused(client.post("/stamp", json=a_stamp()), 503, "outcome_unknown")
+        proxy.release()
+        proxy.admit()
+        again = await client.post("/stamp", json=a_stamp(op_id=problem["op_id"]))
+        assert (again.status_code, again.json()["op_id"]) == (201, problem["op_id"])
         assert (await bridge.state(NAMESPACE)).total_stamps == 1
-    finally:
-        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-        await admin.close()
 
 
 async def start(settings: Settings) -> tuple[asyncio.Task[None], str]:

@@ -120,26 +120,27 @@ class _Walk:
         if self._excluded and name not in {"", ".", ".."} and self._excluded(name, is_folder):
             return
         if is_folder:
-            prefix = "" if file_path == "." else file_path.rstrip("/") + "/"
-            yield from self._tree(typed, prefix, (status.st_dev, status.st_ino))
+            yield from self._tree(file_path, typed, (status.st_dev, status.st_ino))
         else:
             yield _file(file_path, typed, status)
 
-    def _tree(self, folder: str, prefix: str, identity: tuple[int, int]) -> Iterator[Found | Problem]:
+    def _tree(self, root: str, typed: str, identity: tuple[int, int]) -> Iterator[Found | Problem]:
         """Walk depth first, without recursion: a tree may be deeper than the interpreter's stack."""
         others = len(self._roots) > 1
         excluded = self._excluded
         stack: list[_Folder] = []
         try:
-            stack.append(_Folder(_sorted_entries(folder), prefix, "", identity))
+            prefix = "" if root == "." else root.rstrip("/") + "/"
+            stack.append(_Folder(_sorted_entries(typed), prefix, "", identity))
         except OSError as error:
-            yield Problem(_shown(prefix), _unreadable(folder, error))
+            yield Problem(_shown(root), _unreadable(root, error))
         while stack:
             current = stack[-1]
             try:
                 entry = next(current.entries, None)
             except OSError as error:
-                yield Problem(_shown(current.prefix), _unreadable(current.prefix, error))
+                folder = current.prefix.removesuffix("/") or root
+                yield Problem(_shown(folder), _unreadable(folder, error))
                 entry = None
             if entry is None:
                 stack.pop()
@@ -151,15 +152,18 @@ class _Walk:
             try:
                 # Of a plain file or folder the listing tells the kind; only a link costs a call here.
                 is_folder = entry.is_dir()
-                if excluded and excluded(current.below + name, is_folder):
-                    continue
+            except OSError:
+                is_folder = False
+            if excluded and excluded(current.below + name, is_folder):
+                continue
+            try:
                 check_file_path(file_path)
                 status = entry.stat()
                 if not is_folder:
                     yield _file(file_path, entry.path, status)
                     continue
                 inside = (status.st_dev, status.st_ino)
-                if any(folder.identity == inside for folder in stack):
+                if any(above.identity == inside for above in stack):
                     raise ContentUnavailable(
                         f"{file_path!r} is a link to a folder that it lies in: remove it, or exclude it",
                         field="file_path",

@@ -145,7 +145,11 @@ def _decoded(head: bytes, whole: bool) -> str | None:
 
 def _describe_markdown(text: str, whole: bool) -> dict[str, Any]:
     matches = re.findall(r"^(#{1,6})[ \t]+(.+)$", _FENCED.sub("", text), re.MULTILINE)
-    return {"headings": [{"level": len(marks), "text": _clean(title.rstrip("# \t"))} for marks, title in matches[:ITEMS_MAX]]}
+    return {
+        "headings": [
+            {"level": len(marks), "text": _clean(title.rstrip("# \t"))} for marks, title in matches[:ITEMS_MAX]
+        ]
+    }
 
 
 def _describe_python(text: str, whole: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from omninode_bridge.http.envelope import LINGER_S_MAX
 from omninode_bridge.http.problems import MEDIA_TYPE, TYPE, Problem
 
 HEAD_BYTES_MAX = 128 * 1024
@@ -21,14 +22,17 @@ HEAD_BYTES_MAX = 128 * 1024
 class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
+    _refused = False
     _in_head = False
     _head_bytes = 0
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         # Those of a request that began in the middle of `data` are counted too generously by a read at most.
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+        if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(
                 431,
                 "head_too_large",
@@ -56,5 +60,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, title: str, detail: str) -> None:
         body = msgspec.json.encode(Problem(type=TYPE + code, title=title, status=status, detail=detail, code=code))
         headers = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The request under way is cut short: for the application, its caller is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.write(STATUS_LINE[status] + headers.encode() + body)
-        self.transport.close()
+        # What still arrives is dropped for a while: to close now would reset the connection, and lose the answer.
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S_MAX, self.transport.close)

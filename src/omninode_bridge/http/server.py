@@ -47,17 +47,24 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     when the port is taken, the bridge can't be opened, or its PostgreSQL ends by itself.
     """
     with _bound(settings.host, settings.port) as listener, _signals() as stop:
+        death: ServiceUnavailable | None = None
         try:
             async with open_bridge(settings, kind="up") as bridge:
                 died = asyncio.create_task(bridge.maintenance.database_died(), name="database-died")
                 try:
-                    await serve_app(create_app(bridge, settings), listener, stop=stop, announce=announce, died=died)
+                    app = create_app(bridge, settings)
+                    death = await serve_app(app, listener, stop=stop, announce=announce, died=died)
                 finally:
                     died.cancel()
         except asyncio.CancelledError:
             # Told to stop while the bridge was opening: nothing was served yet, so nothing is left to answer.
             if not stop.asked:
                 raise
+        except Exception as error:
+            # How a bridge fails to close without its database tells less than why it has none.
+            raise death or error from error.__cause__
+        if death is not None:
+            raise death
 
 
 async def serve_app(
@@ -67,8 +74,8 @@ async def serve_app(
     stop: Stop,
     announce: Callable[[str], None],
     died: asyncio.Task[ServiceUnavailable],
-) -> None:
-    """Serve an application on a bound socket until `stop` is asked; raises what `died` returns, if it does."""
+) -> ServiceUnavailable | None:
+    """Serve an application on a bound socket until `stop` is asked, or until `died` tells why: that is returned."""
     config = uvicorn.Config(
         app,
         http=LimitedProtocol,
@@ -92,8 +99,7 @@ async def serve_app(
     finally:
         server.should_exit = True
         await serving
-    if died.done():
-        raise died.result()
+    return died.result() if died.done() else None
 
 
 class Stop:

@@ -9,7 +9,7 @@ import pytest
 from tests.making import COMPLETED, FACTS, FAILED, MACHINE, NOW, PLAN, draft, failure, new_id
 
 from omninode_bridge.adapters.memory import SeededIds
-from omninode_bridge.domain.errors import Conflict, IllegalTransition, InProgress, WorkflowFailed
+from omninode_bridge.domain.errors import Conflict, IllegalTransition, InProgress, ServiceUnavailable, WorkflowFailed
 from omninode_bridge.domain.events import StampingCompleted, StampingFailed, decode
 from omninode_bridge.domain.log import START, Head, follow
 from omninode_bridge.domain.recording import Decision, Prior, decide, op_key, path_key
@@ -36,7 +36,7 @@ def decided(
 ) -> Decision:
     """Decide on a group after (only) the groups `after` tells of, in shard 5."""
     known = dict(priors or {})
-    latest: dict[tuple[str, bytes], Stamp] = {}
+    latest: dict[bytes, Stamp] = {}
     before = dict.fromkeys((plan.completed_topic, plan.failed_topic), START) | dict(heads or {})
     if after:
         stamps = {each.stamp_id: each for each in after.stamps}
@@ -338,7 +338,7 @@ def test_nothing_becomes_of_nothing() -> None:
 
 def test_what_is_given_is_not_changed() -> None:
     priors: dict[tuple[str, str], Prior] = {}
-    latest: dict[tuple[str, bytes], Stamp] = {}
+    latest: dict[bytes, Stamp] = {}
     heads = {COMPLETED: START, FAILED: START}
     decide(PLAN, [draft(), failure()], priors=priors, latest=latest, heads=heads, shard=0, ids=ids(), now=NOW)
     assert (priors, latest, heads) == ({}, {}, {COMPLETED: START, FAILED: START})
@@ -348,3 +348,18 @@ def test_the_fingerprint_of_the_first_request_is_what_is_kept() -> None:
     asked = draft(metadata={"a": 1})
     (workflow,) = decided([asked]).workflows
     assert workflow.request_digest == fingerprint(asked.request, asked.digest)
+
+
+def test_a_repeated_request_gets_its_first_failure_though_its_content_can_be_read_now() -> None:
+    first = decided([failure(op=(op := new_id()))])
+    again = decided([draft(op=op)], after=first)
+    assert isinstance(again.verdicts[0], WorkflowFailed)
+    assert str(again.verdicts[0]) == str(first.verdicts[0])
+    assert again.workflows == again.records == again.stamps == []
+
+
+def test_a_repetition_whose_content_was_not_seen_is_asked_to_come_back_and_changes_nothing() -> None:
+    first = decided([draft(op=(op := new_id()))])
+    again = decided([failure(op=op)], after=first)
+    assert isinstance(again.verdicts[0], ServiceUnavailable)
+    assert again.workflows == again.records == []
