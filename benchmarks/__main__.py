@@ -1,4 +1,4 @@
-"""Run benchmarks by name and report them: `python -m benchmarks [NAME…]`. Progress on standard error, the report on output."""
+"""Run benchmarks by name and report them: `python -m benchmarks [NAME…]`. Progress goes to standard error."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ ROWS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and report what the arguments name; return the exit code: 0, or 2 for arguments that can't be meant."""
     parser = argparse.ArgumentParser("python -m benchmarks", description="Run benchmarks against their counterparts.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)}; all without it")
-    parser.add_argument("--smoke", action="store_true", help="tiny data, one turn: shows that they work, judges nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without it")
+    parser.add_argument("--smoke", action="store_true", help="tiny data, one turn; judges nothing")
     parser.add_argument("--json", action="store_true", help="print NDJSON instead of a table")
     parser.add_argument("--write", action="store_true", help="also put the rows into docs/performance.md")
-    parser.add_argument("--folder", type=Path, help="where the data sets and databases go (default: the temporary folder)")
+    parser.add_argument("--folder", type=Path, help="for data sets and databases (default: the temporary folder)")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is named {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")

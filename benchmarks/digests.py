@@ -1,4 +1,4 @@
-"""Our side of the hashing benchmarks: find files and hash them, as `stamp` and `verify` do before they look anything up.
+"""Our side of the hashing benchmarks: find files and hash them, as `stamp` and `verify` do.
 
     python -m benchmarks.digests PATH…
 

@@ -32,7 +32,8 @@ async def memory(place: Place) -> list[Row]:
     from_disk: list[float] = []
     results: list[str] = []
     for number in range(1, place.size.pairs_slow + 1):
-        with Service(place.folder / f"memory-up-{number}") as service:
+        data_dir = place.folder / f"memory-{number}"
+        with Service(data_dir) as service:
             service.stamp("small.txt", _SMALL, len(_SMALL))
             idle.append(_settled(service.pid) / MIB)
             before = resident_bytes(service.pid)
@@ -40,7 +41,7 @@ async def memory(place: Place) -> list[Row]:
             stamp = service.stamp("huge.bin", _zeros(place.size.huge_file_bytes), place.size.huge_file_bytes)
             uploaded.append((peak_bytes(service.pid) - before) / MIB)
             results.append(stamp["file_hash"])
-        digest, added = _resident(place, place.folder / f"memory-file-{number}", huge)
+        digest, added = _resident(place, data_dir, huge)
         from_disk.append(added / MIB)
         results.append(digest)
         say(f"memory: run {number} of {place.size.pairs_slow}, idle {idle[-1]:.0f} MiB")

@@ -40,24 +40,24 @@ def markdown(machine: Machine, occasion: Occasion, rows: Sequence[Row], *, judge
     return _assembled(_machine_line(machine), _table_lines(rows, occasion, judged), _note_lines(rows))
 
 
-def write_document(machine: Machine, occasion: Occasion, rows: Sequence[Row], order: Sequence[str]) -> None:
+def write_document(
+    machine: Machine, occasion: Occasion, rows: Sequence[Row], order: Sequence[str], document: Path = DOCUMENT
+) -> None:
     """Put the rows into docs/performance.md; `order` lists the names of all rows there can be."""
-    text = DOCUMENT.read_text(encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     present, _, after = rest.partition(END)
     if not after:
-        raise ValueError(f"{DOCUMENT} lacks the markers {BEGIN} and {END}: restore them")
+        raise ValueError(f"{document} lacks the markers {BEGIN} and {END}: restore them")
     line = _machine_line(machine)
-    lines = dict(zip((row.name for row in rows), _table_lines(rows, occasion, judged=True), strict=True))
-    notes = dict(_named_notes(rows))
+    lines, notes = _by_name(_table_lines(rows, occasion, judged=True)), _by_name(_note_lines(rows))
     if line in present:
-        lines = {name: text for name, text in _present(present, r"\| `([\w-]+)` \|.*") if name not in lines} | lines
-        kept = {name: text for name, text in _present(present, r"\* `([\w-]+)`: .*") if name not in dict(_names(rows))}
-        notes = kept | notes
-    place = {name: number for number, name in enumerate(order)}
-    ordered = sorted(lines, key=lambda name: place.get(name, len(place)))
-    block = _assembled(line, [lines[name] for name in ordered], [notes[name] for name in ordered if name in notes])
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}", encoding="utf-8")
+        run = {row.name for row in rows}
+        kept = [old for old in present.splitlines() if (name := _name(old)) and name not in run]
+        lines |= _by_name(old for old in kept if old.startswith("|"))
+        notes |= _by_name(old for old in kept if old.startswith("*"))
+    block = _assembled(line, _ordered(lines, order), _ordered(notes, order))
+    document.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}", encoding="utf-8")
 
 
 def _assembled(machine_line: str, table_lines: Iterable[str], note_lines: Iterable[str]) -> str:
@@ -95,19 +95,21 @@ def _table_line(row: Row, occasion: Occasion, judged: bool) -> str:
 
 
 def _note_lines(rows: Sequence[Row]) -> list[str]:
-    return [text for _, text in _named_notes(rows)]
+    return [f"* `{row.name}`: {row.note}." for row in rows if row.note]
 
 
-def _named_notes(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [(row.name, f"* `{row.name}`: {row.note}.") for row in rows if row.note]
+def _name(line: str) -> str | None:
+    """Return which row a line of the report is about; None for the others."""
+    found = re.match(r"[|*] `([\w-]+)`", line)
+    return found[1] if found else None
 
 
-def _names(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [(row.name, row.name) for row in rows]
+def _by_name(lines: Iterable[str]) -> dict[str, str]:
+    return {name: line for line in lines if (name := _name(line))}
 
 
-def _present(text: str, pattern: str) -> list[tuple[str, str]]:
-    return [(found[1], found[0]) for found in re.finditer(f"^{pattern}$", text, re.MULTILINE)]
+def _ordered(lines: dict[str, str], order: Sequence[str]) -> list[str]:
+    return [lines[name] for name in order if name in lines]
 
 
 def _ratio(ratios: Sequence[float]) -> str:

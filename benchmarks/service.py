@@ -28,7 +28,7 @@ class Service:
     """`up` on a data directory and a free port, from its announcement to its orderly end."""
 
     def __init__(self, data_dir: Path) -> None:
-        command = [PROGRAM, "up", "--data-dir", data_dir, "--host", "127.0.0.1", "--port", "0"]
+        command = [str(PROGRAM), "up", "--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", "0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         self.pid = self._process.pid
         self._url = ""

@@ -1,8 +1,8 @@
 """Stamping a tree against the bare INSERT of the same rows, and stamping it again.
 
 Both on an embedded PostgreSQL as `stamp` starts it, each run in a database of its own that is cloned from a migrated
-template, after a checkpoint. Opening the bridge is left out (`processes` has the start); from the first path until every
-file is hashed, committed, in the event log and counted in the namespace's totals, all is in.
+template, after a checkpoint. Opening the bridge is left out (`processes` has the start); from the first path until
+every file is hashed, committed, in the event log and counted in the namespace's totals, all is in.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ async def stamp_tree(place: Place) -> list[Row]:
     tree = place.tree
     written: list[floor.Commits] = []
     in_tables: list[str] = []
-    rates: list[float] = []
 
     async def ours() -> Run:
         async with databases.fresh() as url:
@@ -45,15 +44,16 @@ async def stamp_tree(place: Place) -> list[Row]:
                 result = await _stamps(connection)
             finally:
                 await connection.close()
-        rates.append(tree.files / watch.seconds)
-        return Run(rates[-1], result)
+        return Run(tree.files / watch.seconds, result)
 
     async def theirs() -> Run:
         async with databases.fresh() as url:
             connection = await postgres.connect(url, by_key=True)
             try:
+                bare = floor.Floor(connection)
+                await bare.prepare()
                 with timed() as watch:
-                    await floor.write(connection, written[0])
+                    await bare.write(written[0])
                 if await floor.contents(connection) != in_tables:
                     raise ResultsDiffer("stamp-tree: the bare INSERT wrote other rows than the real run")
                 result = await _stamps(connection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 
-import yaml
 from omnibase_core.errors import ModelOnexError
 from omnibase_core.models.contracts.subcontracts.model_fsm_subcontract import ModelFSMSubcontract
 from omnibase_core.utils.util_fsm_executor import execute_transition
@@ -14,6 +13,7 @@ from benchmarks.measure import Debt, Row, Run, result_hash, take_turns, timed
 from benchmarks.place import Place
 from omninode_bridge.domain.errors import IllegalTransition
 from omninode_bridge.domain.workflow import Machine
+from omninode_bridge.nodes.contract_reading import parse
 from omninode_bridge.nodes.contracts import load_reducer, shipped_text
 
 ILLEGAL_TRIGGER = "no-such-trigger"
@@ -25,7 +25,9 @@ async def fsm(place: Place) -> list[Row]:
     """Make legal moves, one after another; the verdicts on all pairs of state and trigger are compared."""
     logging.getLogger("omnibase").setLevel(logging.WARNING)
     machine = load_reducer().fsm.machine
-    contract = ModelFSMSubcontract.model_validate(yaml.safe_load(shipped_text("reducer"))["state_machine"])
+    contract = ModelFSMSubcontract.model_validate(
+        parse(shipped_text("reducer").encode(), "reducer").raw["state_machine"]
+    )
     triggers = sorted({trigger for _, trigger in machine.table} | {ILLEGAL_TRIGGER})
     pairs = list(itertools.product(sorted(machine.states()), triggers))
     legal = sorted(machine.table)

@@ -43,7 +43,7 @@ class Server:
         return self.url(name)
 
     async def drop(self, url: str) -> None:
-        name = url.split("?")[0].rsplit("/", 1)[1]
+        name = url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
         connection = await asyncpg.connect(self.url("postgres"))
         try:
             await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

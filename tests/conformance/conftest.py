@@ -6,9 +6,6 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import pytest_asyncio
-from tests.conformance.storage import Storage
-from tests.conftest import SERVERS, Server
-from tests.making import GROUPINGS, PLAN
 
 from omninode_bridge.adapters.memory import (
     FixedClock,
@@ -26,6 +23,9 @@ from omninode_bridge.adapters.postgres.rows import record_of
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
 from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.domain.log import Record
+from tests.conformance.storage import Storage
+from tests.conftest import SERVERS, Server
+from tests.making import GROUPINGS, PLAN
 
 
 @pytest_asyncio.fixture(params=["memory", *SERVERS])

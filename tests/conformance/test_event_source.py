@@ -2,11 +2,10 @@
 
 import asyncio
 
-from tests.conformance.storage import Storage
-from tests.making import draft, failure
-
 from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import NIL_ID, START, Head, Record, ShardKey, follow
+from tests.conformance.storage import Storage
+from tests.making import draft, failure
 
 
 async def test_an_empty_log_has_no_records_and_no_heads(storage: Storage) -> None:

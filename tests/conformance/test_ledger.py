@@ -5,8 +5,6 @@ import random
 from collections import Counter, defaultdict
 
 import msgspec
-from tests.conformance.storage import Storage, stamped
-from tests.making import FACTS, MACHINE, NOW, draft, failure, hash_of, new_id
 
 from omninode_bridge.domain.errors import BridgeError, Conflict, WorkflowFailed
 from omninode_bridge.domain.events import StampingCompleted, StampingFailed, decode
@@ -14,6 +12,8 @@ from omninode_bridge.domain.log import START, follow
 from omninode_bridge.domain.names import FILE_SIZE_BYTES_MAX, path_hash
 from omninode_bridge.domain.stamp import Digest, Stamp
 from omninode_bridge.domain.workflow import begin
+from tests.conformance.storage import Storage, stamped
+from tests.making import FACTS, MACHINE, NOW, draft, failure, hash_of, new_id
 
 
 async def test_nothing_is_recorded_of_nothing(storage: Storage) -> None:

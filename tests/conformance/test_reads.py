@@ -3,13 +3,13 @@
 from contextlib import aclosing
 
 import msgspec
-from tests.conformance.storage import Storage
-from tests.making import FACTS, NAMESPACE, draft, failure, hash_of, new_id, paths
 
 from omninode_bridge.domain.names import canonical_json, path_hash
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Stamp
 from omninode_bridge.domain.workflow import Visit
+from tests.conformance.storage import Storage
+from tests.making import FACTS, NAMESPACE, draft, failure, hash_of, new_id, paths
 
 NAMES = ["B", "a", "a b", "a-b/x", "a.txt", "a/b", "a/b/c", "a/z", "a_b/x", "axb/x", "b", "Ä", "ä/ö", "漢", "🙂/x"]
 

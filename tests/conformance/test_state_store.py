@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
-from tests.conformance.storage import Storage
-from tests.making import COMPLETED, FAILED, NOW, chain, draft, failure, new_id
 
 from omninode_bridge.domain.log import START, Head, ShardKey
 from omninode_bridge.domain.reduction import State, Totals, merge, merge_states
 from omninode_bridge.ports import DeadLetter, Generation
+from tests.conformance.storage import Storage
+from tests.making import COMPLETED, FAILED, NOW, chain, draft, failure, new_id
 
 PRINT = "one contract"
 DONE: ShardKey = (COMPLETED, 0)

@@ -4,7 +4,6 @@ The laws: one program at a time owns a data directory; its server never outlives
 whenever, the folder can be used again and has every committed row; a folder that is not ours is left as it was.
 """
 
-# ruff: noqa: ASYNC220, ASYNC240
 # Looking at files and starting processes from a test's coroutine blocks nobody but the test.
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import httpx
 import pytest
 import pytest_asyncio
 from blake3 import blake3
-from tests.integration.proxy import Fault, Proxy, is_commit
 
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
 from omninode_bridge.http.application import create_app
 from omninode_bridge.http.server import Stop, serve, serve_app
+from tests.integration.proxy import Fault, Proxy, is_commit
 
 MEBIBYTE = 1024 * 1024
 NAMESPACE = "legal.contracts"

@@ -145,8 +145,8 @@ async def test_a_cancelled_rebuild_leaves_nothing_behind(books: Books, proxy: Pr
             )
             await proxy.struck.wait()
             running.cancel()
+            proxy.release()  # the driver's cancellation waits for the server's word, or for the end of the connection
             await asyncio.gather(running, return_exceptions=True)
-            proxy.release()
             assert await books.state.rows(None) == right
     assert await _generations(books) == ["live"]
     await books.balance()

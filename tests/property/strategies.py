@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import strategies as st
-from tests.making import COMPLETED, FAILED, completed, draft, failed, failure
 
 from omninode_bridge.domain.events import FailureData, StampingCompleted, StampingFailed
 from omninode_bridge.domain.reduction import Groupings, Item
 from omninode_bridge.domain.stamp import Outcome, Stamp
+from tests.making import COMPLETED, FAILED, completed, draft, failed, failure
 
 # All of Unicode but surrogates, which UTF-8 can't hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -6,12 +6,12 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.property.strategies import EVENTS, GROUPINGS, MICROSECONDS
 
 from omninode_bridge.domain.errors import CorruptEvent
 from omninode_bridge.domain.events import Event, decode, encode
 from omninode_bridge.domain.reduction import Groupings, fold, item_of
 from omninode_bridge.domain.stamp import microseconds
+from tests.property.strategies import EVENTS, GROUPINGS, MICROSECONDS
 
 
 def decoded_or_corrupt(body: bytes) -> Event | None:

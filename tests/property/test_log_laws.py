@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import chain
 
 from omninode_bridge.domain.log import START, Head, Record, follow
+from tests.making import chain
 
 # One long chain and a foreign one; the laws take parts of them.
 OURS = chain(12)

@@ -6,7 +6,6 @@ from uuid import UUID
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.property.strategies import METADATA, NAMESPACES
 
 from omninode_bridge.domain.errors import InvalidInput
 from omninode_bridge.domain.names import (
@@ -20,6 +19,7 @@ from omninode_bridge.domain.names import (
     normalise_path,
     uuid7,
 )
+from tests.property.strategies import METADATA, NAMESPACES
 
 ANY_TEXT = st.text(max_size=60)
 

@@ -6,8 +6,6 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import COMPLETED, FAILED, NOW, PLAN
-from tests.property.strategies import outcomes
 
 from omninode_bridge.adapters.memory import MemoryStore, SeededIds
 from omninode_bridge.domain.errors import BridgeError, Conflict, ServiceUnavailable, WorkflowFailed
@@ -16,6 +14,8 @@ from omninode_bridge.domain.log import START, follow
 from omninode_bridge.domain.names import path_hash
 from omninode_bridge.domain.recording import OpKey, Verdict, decide, op_key, path_key
 from omninode_bridge.domain.stamp import Failure, Outcome, Stamp
+from tests.making import COMPLETED, FAILED, NOW, PLAN
+from tests.property.strategies import outcomes
 
 
 def endless_ids() -> Iterator[str]:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.property.strategies import GROUPINGS, MICROSECONDS, SIZES, TIMES, items
 
 from omninode_bridge.domain.reduction import (
     EMPTY,
@@ -22,6 +21,7 @@ from omninode_bridge.domain.reduction import (
     merge,
     merge_states,
 )
+from tests.property.strategies import GROUPINGS, MICROSECONDS, SIZES, TIMES, items
 
 ITEMS = st.lists(items(), max_size=12)
 EVENT_IDS = st.sampled_from(["a", "b", "c", "é"])

@@ -2,10 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import NOW
 
 from omninode_bridge.domain.errors import IllegalTransition
 from omninode_bridge.domain.workflow import Machine, advance, begin
+from tests.making import NOW
 
 STATES = st.sampled_from(["a", "b", "c", "d"])
 TRIGGERS = st.sampled_from(["go", "stop", "back"])

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from tests.making import new_id
 
 from omninode_bridge.domain.errors import OutcomeUnknown
 from omninode_bridge.domain.log import START, Head, Record, ShardKey
@@ -18,6 +17,7 @@ from omninode_bridge.domain.recording import Verdict
 from omninode_bridge.domain.reduction import State
 from omninode_bridge.domain.stamp import Outcome
 from omninode_bridge.ports import DeadLetter, EventSource, Generation, Ledger, StateStore
+from tests.making import new_id
 
 
 class Died(BaseException):

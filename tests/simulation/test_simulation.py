@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.simulation.auditor import Findings, Groups, audit
-from tests.simulation.world import World, said
 
 from omninode_bridge.domain.errors import WorkflowFailed
 from omninode_bridge.domain.reduction import State
 from omninode_bridge.domain.stamp import Failure, Stamp
+from tests.simulation.auditor import Findings, Groups, audit
+from tests.simulation.world import World, said
 
 SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "200")))
 RUN_TIMEOUT_S = 30

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from tests.making import PLAN, draft, failure
-from tests.simulation.faults import Chaos, Died, FaultySource, MortalLedger, MortalState, Process, beyond
 
 from omninode_bridge.adapters.memory import (
     FixedClock,
@@ -25,6 +23,8 @@ from omninode_bridge.domain.log import Head
 from omninode_bridge.domain.recording import Decision, Verdict
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.stamp import Outcome
+from tests.making import PLAN, draft, failure
+from tests.simulation.faults import Chaos, Died, FaultySource, MortalLedger, MortalState, Process, beyond
 
 CONTRACTS = [
     Groupings(metadata_fields=("project",), size_bounds=(2, 4), window_ms=1_000),

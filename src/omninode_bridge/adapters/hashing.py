@@ -44,8 +44,8 @@ BLOCK_BYTES = 256 * 1024
 """What is read at a time of larger ones: stays in the processor's cache until it is hashed."""
 LARGE_FILE_BYTES_MIN = 4 * 1024 * 1024
 """From here on several threads hash one file; below, starting them costs more than they bring."""
-WINDOW_BYTES = 16 * 1024 * 1024
-"""What of a large file is mapped at a time."""
+WINDOW_BYTES = 12 * 1024 * 1024
+"""What of a large file is mapped at a time; two of these are in memory while one takes the place of the other."""
 READ_AHEAD_BYTES = 4 * 1024 * 1024
 """What of a large file is read at a time, where it is not mapped; two of these are in memory at once."""
 SETTLED_NS = 2_000_000_000

@@ -86,7 +86,7 @@ def test_the_name_decides_between_formats_that_begin_alike(suffix: str) -> None:
         ("a.json", b"[1, 2, 3]", {"valid": True, "kind": "array", "items": 3}),
         ("a.json", b"{not json", {"valid": False}),
         ("a.jsonl", b'{"a": 1}\n{"b": 2}\n', {"valid": True, "kind": "object", "keys": ["a"]}),
-        ("a.toml", b"[project]\nname = 'x'\n[tool.y]\n", {"valid": True, "keys": ["project", "tool"]}),
+        ("a.toml", b"a.b = 1\n[project]\nname = 'x'\n[[tool.y]]\n[tool.z]\n", {"keys": ["a", "project", "tool"]}),
         ("a.csv", b'id,"a, b"\n1,2\n', {"columns": ["id", "a, b"]}),
         ("a.tsv", b"id\tname\n", {"columns": ["id", "name"]}),
         ("a.py", b"class A:\n    def inner(self): ...\nasync def f(): ...\ndef g(): ...\n",

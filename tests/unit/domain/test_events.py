@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
-from tests.making import COMPLETED, FAILED, NAMESPACE, completed, failed, stamp
 
 from omninode_bridge.domain.errors import CorruptEvent
 from omninode_bridge.domain.events import COMPLETED_SCHEMA, FAILED_SCHEMA, Event, decode, encode
+from tests.making import COMPLETED, FAILED, NAMESPACE, completed, failed, stamp
 
 # As written by schema version 1, byte for byte. A reader accepts every schema ever written: these never change.
 COMPLETED_V1 = (

@@ -1,8 +1,7 @@
 """Following a chain: only the direct successor is taken."""
 
-from tests.making import chain
-
 from omninode_bridge.domain.log import START, Head, follow
+from tests.making import chain
 
 
 def test_successors_are_taken_one_after_another() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.making import COMPLETED, FACTS, FAILED, MACHINE, NOW, PLAN, draft, failure, new_id
 
 from omninode_bridge.adapters.memory import SeededIds
 from omninode_bridge.domain.errors import Conflict, IllegalTransition, InProgress, ServiceUnavailable, WorkflowFailed
@@ -15,6 +14,7 @@ from omninode_bridge.domain.log import START, Head, follow
 from omninode_bridge.domain.recording import Decision, Prior, decide, op_key, path_key
 from omninode_bridge.domain.stamp import Outcome, Stamp, fingerprint
 from omninode_bridge.domain.workflow import begin
+from tests.making import COMPLETED, FACTS, FAILED, MACHINE, NOW, PLAN, draft, failure, new_id
 
 LATER = NOW + timedelta(milliseconds=250)
 

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.making import NAMESPACE, NOW, completed, failed, stamp
 
 from omninode_bridge.domain.errors import NotFound
 from omninode_bridge.domain.reduction import (
@@ -18,6 +17,7 @@ from omninode_bridge.domain.reduction import (
     merge,
     window_key,
 )
+from tests.making import NAMESPACE, NOW, completed, failed, stamp
 
 ALL = Groupings(metadata_fields=("project",))
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from tests.making import digest, draft, hash_of, request, stamp
 
 from omninode_bridge.domain.stamp import fingerprint, microseconds, same_content
+from tests.making import digest, draft, hash_of, request, stamp
 
 
 def test_a_draft_with_equal_bytes_type_and_metadata_repeats_a_stamp() -> None:

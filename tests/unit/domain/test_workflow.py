@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
-from tests.making import MACHINE, NOW, PLAN
 
 from omninode_bridge.domain.errors import IllegalTransition
 from omninode_bridge.domain.workflow import Machine, Step, Visit, advance, begin, final_state
+from tests.making import MACHINE, NOW, PLAN
 
 TRIGGERS = ("start", "complete", "fail")
 LEGAL = {

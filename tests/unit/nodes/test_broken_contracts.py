@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.nodes.assembly import REMOVED, V1, edited, move, state
 
 from omninode_bridge.domain.errors import ContractInvalid
 from omninode_bridge.nodes.contracts import (
@@ -15,6 +14,7 @@ from omninode_bridge.nodes.contracts import (
     validate_file,
     validate_path,
 )
+from tests.unit.nodes.assembly import REMOVED, V1, edited, move, state
 
 FSM = "config.state_machine"
 GRAPH = "workflow_coordination.workflow_definition.execution_graph.nodes"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from omnibase_core.models.container.model_onex_container import ModelONEXContainer
-from tests.making import completed, request, stamp
-from tests.unit.nodes.assembly import REMOVED, Bench, ScriptedHasher, ScriptedIntelligence, edited, move, state
 
 from omninode_bridge.domain.log import ShardKey
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.workflow import final_state
 from omninode_bridge.nodes.contracts import load_contracts, load_orchestrator, load_reducer, shipped_text
 from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
+from tests.making import completed, request, stamp
+from tests.unit.nodes.assembly import REMOVED, Bench, ScriptedHasher, ScriptedIntelligence, edited, move, state
 
 FSM = "config.state_machine"
 WITH_HASHED = {

@@ -11,16 +11,6 @@ from omnibase_core.enums.enum_core_error_code import EnumCoreErrorCode
 from omnibase_core.models.container.model_onex_container import ModelONEXContainer
 from omnibase_core.models.errors.model_onex_error import ModelOnexError
 from omnibase_core.models.orchestrator.model_orchestrator_input import ModelOrchestratorInput
-from tests.making import COMPLETED, FAILED, digest, hash_of, new_id, request
-from tests.unit.nodes.assembly import (
-    QUICK,
-    Bench,
-    ScriptedHasher,
-    ScriptedIntelligence,
-    ScriptedLedger,
-    edited,
-    never,
-)
 
 from omninode_bridge.domain.errors import (
     Conflict,
@@ -43,6 +33,16 @@ from omninode_bridge.nodes.orchestrator.v1_0_0.models import (
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
 from omninode_bridge.nodes.orchestrator.v1_0_0.recent import WORKFLOWS_REMEMBERED_MAX
 from omninode_bridge.ports import Ledger
+from tests.making import COMPLETED, FAILED, digest, hash_of, new_id, request
+from tests.unit.nodes.assembly import (
+    QUICK,
+    Bench,
+    ScriptedHasher,
+    ScriptedIntelligence,
+    ScriptedLedger,
+    edited,
+    never,
+)
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from omnibase_core.models.container.model_onex_container import ModelONEXContain
 from omnibase_core.models.contracts.model_contract_reducer import ModelContractReducer
 from omnibase_core.models.errors.model_onex_error import ModelOnexError
 from omnibase_core.models.reducer import ModelReducerInput
-from tests.making import NAMESPACE, NOW, chain, completed, failed, hash_of, request, stamp
-from tests.unit.nodes.assembly import V1, Bench, ScriptedHasher
 
 from omninode_bridge.adapters.memory import MemoryStateStore, MemoryStore
 from omninode_bridge.domain.events import decode
@@ -30,6 +28,8 @@ from omninode_bridge.nodes.reducer.v1_0_0.models import (
 )
 from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
 from omninode_bridge.ports import fingerprint
+from tests.making import NAMESPACE, NOW, chain, completed, failed, hash_of, request, stamp
+from tests.unit.nodes.assembly import V1, Bench, ScriptedHasher
 
 
 def item(n: int, **fields: Any) -> ModelStampMetadataInput:
