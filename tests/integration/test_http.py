@@ -493,7 +493,7 @@ async def test_a_signal_ends_the_server_after_what_was_taken_is_answered(databas
         yield b"first, "
         taken.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(httpx.ConnectError):
+        with pytest.raises(httpx.TransportError):
             await refuses_connections(url)
         yield b"then"
 
@@ -501,6 +501,16 @@ async def test_a_signal_ends_the_server_after_what_was_taken_is_answered(databas
         made = await client.post("/stamp", params={"file_path": "a"}, content=slow())
     assert taken.is_set()
     assert (made.status_code, made.json()["file_hash"]) == (201, digest(b"first, then"))
+    await serving
+
+
+async def test_a_signal_while_the_bridge_opens_ends_that_in_order(tmp_path: Path) -> None:
+    settings = Settings.read(data_dir=tmp_path / "data", port=0)
+    opening = asyncio.create_task(serve(settings, announce=print))
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    await opening
+    serving, _ = await start(settings)
+    os.kill(os.getpid(), signal.SIGINT)
     await serving
 
 

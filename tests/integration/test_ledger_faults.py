@@ -53,7 +53,7 @@ async def test_crash_row_2_an_outcome_that_cannot_be_settled_is_unknown_until_it
     with pytest.raises(ServiceUnavailable) as other:
         await session.commit([draft("b")])
     assert not isinstance(other.value, OutcomeUnknown)
-    recorded = [stamp for stamp in await books.reads.history("legal.contracts", "a")]
+    recorded = await books.reads.history("legal.contracts", "a")
     assert len(recorded) == (fault is Fault.AFTER)
     proxy.admit()
     answer = await books.stamp(session, draft("a", op=op))
@@ -139,7 +139,7 @@ async def test_crash_row_1_a_connection_cut_before_commit_leaves_nothing_at_ever
         before = [await books.count(table) for table in ("metadata_stamps", "fsm_states", "event_log")]
         heads = await books.source.heads()
         step = nth_request(number, since=is_begin)
-        proxy.arm(Fault.AFTER, lambda message, step=step: step(message) and not is_commit(message))  # type: ignore[misc]
+        proxy.arm(Fault.AFTER, lambda message, step=step: step(message) and not is_commit(message))
         try:
             await books.record(session, *group)
         except ServiceUnavailable as error:
@@ -173,9 +173,7 @@ async def test_crash_row_3_a_caller_that_is_gone_after_the_commit_gets_the_same_
 
 
 @pytest.mark.parametrize("fault", [Fault.STALL_BEFORE, Fault.STALL_AFTER])
-async def test_a_commit_that_was_cancelled_is_settled_by_the_next_one(
-    books: Books, proxy: Proxy, fault: Fault
-) -> None:
+async def test_a_commit_that_was_cancelled_is_settled_by_the_next_one(books: Books, proxy: Proxy, fault: Fault) -> None:
     op = new_id()
     session = books.session(proxy.url)
     await books.stamp(session, draft("before"))
@@ -250,7 +248,9 @@ async def test_a_lock_that_is_held_for_too_long_is_a_service_unavailable(databas
         with pytest.raises(ServiceUnavailable, match="another session"), translated("waiting"):
             await waiter.execute("SELECT pg_advisory_lock(1)")
         with pytest.raises(asyncpg.UniqueViolationError), translated("losing a race, which is the ledger's to see"):
-            await waiter.execute("INSERT INTO log_heads VALUES ('t', 0, 0, gen_random_uuid()), ('t', 0, 0, gen_random_uuid())")
+            await waiter.execute(
+                "INSERT INTO log_heads VALUES ('t', 0, 0, gen_random_uuid()), ('t', 0, 0, gen_random_uuid())"
+            )
     finally:
         await holder.close()
         await waiter.close()

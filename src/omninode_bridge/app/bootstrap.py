@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from asyncpg.pool import Pool
-
 from omninode_bridge.adapters import filesystem
 from omninode_bridge.adapters.embedded import EmbeddedPostgres
 from omninode_bridge.adapters.hashing import Blake3Hasher
@@ -54,7 +52,7 @@ class Maintenance:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: postgres.Pool,
         contracts: Contracts,
         source: PostgresEventSource,
         state: PostgresStateStore,

@@ -45,8 +45,8 @@ def export(
         return "".join(lines).encode()
 
     async def work() -> int:
-        async with opened(data_dir, database_url) as bridge:
-            with _target(output) as write_chunk:
+        with _target(output) as write_chunk:
+            async with opened(data_dir, database_url) as bridge:
                 stamps = bridge.reads.latest_under(tenant)
                 exported = await _stream(stamps, ndjson if format == "ndjson" else b3sums, write_chunk)
                 if not exported:

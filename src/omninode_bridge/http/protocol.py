@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from omninode_bridge.http.envelope import LINGER_S_MAX
 from omninode_bridge.http.problems import MEDIA_TYPE, TYPE, Problem
@@ -61,10 +61,11 @@ class LimitedProtocol(HttpToolsProtocol):
         body = msgspec.json.encode(Problem(type=TYPE + code, title=title, status=status, detail=detail, code=code))
         headers = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self._refused = True
-        if self.cycle is not None and not self.cycle.response_complete:
-            # The request under way is cut short: for the application, its caller is gone.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        under_way: RequestResponseCycle | None = self.cycle
+        if under_way is not None and not under_way.response_complete:
+            # Cut short: for the application, its caller is gone.
+            under_way.disconnected = True
+            under_way.message_event.set()
         self.transport.write(STATUS_LINE[status] + headers.encode() + body)
         # What still arrives is dropped for a while: to close now would reset the connection, and lose the answer.
         self.transport.write_eof()

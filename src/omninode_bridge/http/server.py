@@ -58,7 +58,8 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
                     died.cancel()
         except asyncio.CancelledError:
             # Told to stop while the bridge was opening: nothing was served yet, so nothing is left to answer.
-            if not stop.asked:
+            task = asyncio.current_task()
+            if not stop.asked or (task is not None and task.uncancel()):
                 raise
         except Exception as error:
             # How a bridge fails to close without its database tells less than why it has none.
@@ -93,6 +94,7 @@ async def serve_app(
     _listen(listener)
     server = _Server(config, lambda: announce(_url(listener)))
     stop.server = server
+    server.should_exit = stop.asked
     serving = asyncio.create_task(server.serve([listener]), name="http")
     try:
         await asyncio.wait({serving, died}, return_when=asyncio.FIRST_COMPLETED)

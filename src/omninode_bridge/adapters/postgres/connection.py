@@ -16,6 +16,8 @@ from asyncpg.pool import Pool
 
 from omninode_bridge.domain.errors import BridgeError, SchemaMismatch, ServiceUnavailable
 
+__all__ = ["Pool", "connect", "connection_lost", "pool", "translated"]
+
 POSTGRES_MAJOR_MIN = 15
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
