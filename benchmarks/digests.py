@@ -7,7 +7,6 @@ prints what `b3sum` would; that is how the whole process, start included, is mea
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 
@@ -25,18 +24,12 @@ BATCH_FILES = 500
 async def digest_lines(paths: Sequence[str]) -> list[str]:
     """Return a line as b3sum prints it for each file under `paths`. Raises what is wrong with the first bad one."""
     hasher = Blake3Hasher()
-    batches = walk(paths, batch=BATCH_FILES)
     lines: list[str] = []
-    batch = next(batches, None)
-    while batch is not None:
-        found, problems = batch
+    for found, problems in walk(paths, batch=BATCH_FILES):
         for problem in problems:
             raise problem.error
-        # The next batch is looked for while this one is hashed.
-        ahead = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
         digests = await hasher.digest_many([LocalFile(file.os_path, file.facts) for file in found])
         lines += [_line(digest, file.file_path) for digest, file in zip(digests, found, strict=True)]
-        batch = await ahead
     return lines
 
 

@@ -69,7 +69,11 @@ run omninode-bridge history "$data/copy/stamp.py" -n demo.copy
 if command -v b3sum >/dev/null; then
     say "Another program agrees: Debian's b3sum checks what was stamped"
     type_out "omninode-bridge export -n demo.project --format b3sums | b3sum --check"
-    omninode-bridge export -n demo.project --format b3sums | b3sum --check >"$data/b3sum.txt"
+    if ! omninode-bridge export -n demo.project --format b3sums | b3sum --check >"$data/b3sum.txt"; then
+        grep -v ': OK$' "$data/b3sum.txt" || true
+        echo "b3sum found other content than was stamped: were these files changed while the demo ran?" >&2
+        exit 1
+    fi
     echo "$(grep -c ': OK$' "$data/b3sum.txt") files: OK"
 fi
 

@@ -427,6 +427,11 @@ def test_without_a_command_help_goes_to_standard_error(desk: Desk) -> None:
     assert b"Usage: omninode-bridge" in errors
 
 
+def test_a_benchmark_that_is_none_is_told_with_those_there_are(desk: Desk) -> None:
+    errors = desk.run("bench", "no-such-benchmark", code=2).errors
+    assert "no-such-benchmark" in errors and "stamp-tree" in errors
+
+
 def test_benchmarks_outside_a_checkout_say_where_they_are(tmp_path: Path) -> None:
     package = tmp_path / "omninode_bridge"
     shutil.copytree(CONTRACTS.parent, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,7 +1,7 @@
 """Ledger sessions that get in each other's way, on real servers.
 
-The laws: every caller is answered, versions of a path are 1, 2, 3, … each once, one op id has one stamp, a shard's chain
-has no gap whoever believes to own it, and one bad item harms no other.
+The laws: every caller is answered, versions of a path are 1, 2, 3, … each once, one op id has one stamp, a shard's
+chain has no gap whoever believes to own it, and one bad item harms no other.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ async def test_more_writers_than_shards_get_a_shard_each_and_a_free_one_is_taken
 async def test_a_writer_beyond_the_last_shard_is_told_so(books: Books) -> None:
     holder = await asyncpg.connect(books.url)
     try:
-        await holder.fetch(
-            "SELECT pg_advisory_lock($1, s) FROM generate_series(0, $2) AS s", SHARD_LOCK_CLASS, SHARDS_MAX - 1
-        )
+        every_shard = "SELECT pg_advisory_lock($1, s) FROM generate_series(0, $2) AS s"
+        await holder.fetch(every_shard, SHARD_LOCK_CLASS, SHARDS_MAX - 1)
         session = books.session()
         with pytest.raises(Overloaded, match="256 shards"):
             await session.commit([draft("a")])

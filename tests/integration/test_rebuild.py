@@ -80,12 +80,9 @@ async def test_a_changed_contract_is_folded_and_swapped_in_when_a_bridge_starts(
             books.acknowledge([await bridge.stamp(b"%d" % number, file_path=f"{number}", namespace="legal")])
         before = await bridge.state("legal")
         shipped = (Path(reducer_node.__file__).parent / "contract.yaml").read_text(encoding="utf-8")
+        hours = shipped.replace("window_size_ms: 60000", "window_size_ms: 3600000")
         changed = tmp_path / "contract.yaml"
-        changed.write_text(
-            shipped.replace("window_size_ms: 60000", "window_size_ms: 3600000").replace(
-                "metadata.project", "metadata.team"
-            )
-        )
+        changed.write_text(hours.replace("metadata.project", "metadata.team"), encoding="utf-8")
         async with bootstrap.connect(books.url, Settings.read(reducer_contract=changed)) as hourly:
             after = await hourly.state("legal")
             assert after.groupings == tuple(

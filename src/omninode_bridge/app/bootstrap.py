@@ -1,4 +1,4 @@
-"""The assembly: plain constructor calls. The only module that knows adapters.
+"""The assembly: plain constructor calls. What runs is made of adapters here, and nowhere else.
 
 settings ─▶ contracts ─▶ database ─▶ ledger sessions ─▶ ingest ─┐
                                └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ Bridge

@@ -95,14 +95,15 @@ class Projector:
     async def run(self) -> None:
         """Fold for ever; wait for a hint or a poll when there is nothing. Ends by cancellation.
 
-        A dependency that is down is waited for: the positions tell where to go on.
+        Whatever goes wrong is tried again, more and more slowly: the positions tell where to go on, and readers,
+        who fold what they wait for, are told the reason.
         """
         pause = POLL_S
         while True:
             try:
                 folded = await self.step()
                 pause = POLL_S
-            except ServiceUnavailable:
+            except Exception:
                 self._forget()
                 folded, pause = 0, min(pause * 2, 5.0)
             if not folded:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Protocol
 
@@ -121,16 +121,19 @@ class Tree:
         """
         metadata = canonical_json(request.metadata)
         batches = self._walk(request.paths, request.exclude)
-        async for results in self._pipeline(batches, lambda found: self._stamp_batch(request, metadata, found)):
-            yield results
+        work = self._pipeline(batches, lambda found: self._stamp_batch(request, metadata, found))
+        async with aclosing(work) as done:
+            async for results in done:
+                yield results
 
     async def verify(
         self, paths: Sequence[str], namespace: str, exclude: Sequence[str]
     ) -> AsyncIterator[list[VerifyResult]]:
         """Hash everything under `paths` and compare with the latest stamps; then look for stamps without a file."""
         batches = self._walk(paths, exclude)
-        async for results in self._pipeline(batches, lambda found: self._verify_batch(namespace, found)):
-            yield await self._without_stamped(namespace, results)
+        async with aclosing(self._pipeline(batches, lambda found: self._verify_batch(namespace, found))) as done:
+            async for results in done:
+                yield await self._without_stamped(namespace, results)
         for root in dict.fromkeys(map(normalise_path, paths)):
             async for batch in self._missing(namespace, root):
                 yield batch
@@ -229,7 +232,7 @@ class Tree:
         self,
         batches: Iterator[Batch],
         work: Callable[[Batch], Coroutine[Any, Any, list[Result]]],
-    ) -> AsyncIterator[list[Result]]:
+    ) -> AsyncGenerator[list[Result]]:
         """Run `work` on each batch, a bounded number at once, and yield the results in the walk's order.
 
         The walk runs in a thread: a slow disk must not stop the event loop.

@@ -348,8 +348,13 @@ def contract_validate(
 @app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]", help="Some of them; all without it.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Tiny data, one turn: that they run, not how fast.")] = False,
+    json: Json = False,
 ) -> int:
-    """Run the benchmarks of a source checkout."""
+    """Run the benchmarks of a source checkout.
+
+    Each against its counterpart, on the same data; prints machine, versions, ratios and a hash of each result.
+    """
     from omninode_bridge.cli import operating
 
-    return operating.bench(names or [])
+    return operating.bench(names or [], smoke, json)

@@ -140,9 +140,11 @@ def validate(path: str, json: bool) -> int:
     return NO if any(report.problems for report in reports) else FINE
 
 
-def bench(names: list[str]) -> int:
+def bench(names: list[str], smoke: bool, json: bool) -> int:
     """Run the benchmarks of the checkout that this package is installed from."""
     checkout = next((folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file()), None)
     if checkout is None or not (checkout / "benchmarks" / "__main__.py").is_file():
         raise NotFound("the benchmarks come with the source, not with the package: clone it, then run `make bench`")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *names], cwd=checkout, check=False).returncode
+    flags = [*(["--smoke"] if smoke else []), *(["--json"] if json else [])]
+    command = [sys.executable, "-m", "benchmarks", *flags, "--", *names]
+    return subprocess.run(command, cwd=checkout, check=False).returncode

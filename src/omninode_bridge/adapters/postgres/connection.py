@@ -44,6 +44,7 @@ _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin"
 _CONNECTION_LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what asyncpg says when the server ends a session that it is using
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
@@ -124,7 +125,8 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     with translated("connecting"):
         opened = await asyncpg.create_pool(
             database_url,
-            min_size=1,
+            # Opened as needed: keeping a floor open, asyncpg would log each vain try while the server is away.
+            min_size=0,
             max_size=POOL_CONNECTIONS_MAX,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
