@@ -35,21 +35,25 @@ class Tree:
     @classmethod
     def grow(cls, parent: Path, count: int, seed: int = 20_260_301) -> Self:
         rng = random.Random(seed)
-        files = {}
         for number in range(count):
-            path = f"tree/{number // 250:03d}/{number % 250:03d}.txt"
-            content = rng.randbytes(rng.randrange(200))
-            (parent / path).parent.mkdir(parents=True, exist_ok=True)
-            (parent / path).write_bytes(content)
-            files[path] = (blake3(content).hexdigest(), len(content))
-        return cls(parent, files)
+            path = parent / f"tree/{number // 250:03d}/{number % 250:03d}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(rng.randbytes(rng.randrange(200)))
+        return cls.standing_in(parent)
+
+    @classmethod
+    def standing_in(cls, parent: Path) -> Self:
+        """Return the tree that was grown in a folder."""
+        contents = {str(path.relative_to(parent)): path.read_bytes() for path in parent.glob("tree/*/*.txt")}
+        return cls(parent, {path: (blake3(content).hexdigest(), len(content)) for path, content in contents.items()})
 
 
 @dataclass
 class Run:
-    """A command at work. `stamps` are the new ones that it has told of: path → stamp id."""
+    """A command at work. `told` counts its results; `stamps` are the new ones of them: path → stamp id."""
 
     process: asyncio.subprocess.Process
+    told: int = 0
     stamps: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
@@ -58,6 +62,14 @@ class Run:
         """Read on until that many new stamps were told of; False when the command ended before."""
         async with asyncio.timeout(PATIENCE_S):
             while len(self.stamps) < count:
+                if not await self._read():
+                    return False
+        return True
+
+    async def until_told(self, count: int) -> bool:
+        """Read on until that many files were told of, new or not; False when the command ended before."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.told < count:
                 if not await self._read():
                     return False
         return True
@@ -83,6 +95,7 @@ class Run:
             return False
         told = json.loads(line)
         self.summary = told.get("summary", self.summary)
+        self.told += "status" in told
         if told.get("status") == "new":
             self.stamps[told["file_path"]] = told["stamp_id"]
         return True

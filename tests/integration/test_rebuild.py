@@ -116,14 +116,14 @@ async def test_a_rebuild_cut_off_at_every_step_changes_nothing_and_the_next_one_
     async with pool(proxy.url) as opened:
         source, state = PostgresEventSource(opened), PostgresStateStore(opened)
         while True:
-            proxy.arm((Fault.BEFORE, Fault.AFTER)[number % 2], nth_request(number // 2))
+            proxy.arm((Fault.BEFORE, Fault.AFTER)[number % 2], nth_request(number))
             with suppress(ServiceUnavailable):
                 await rebuild(source, state, GROUPINGS)
             assert await books.state.rows(None) == right
             if not proxy.struck.is_set():
                 break
             number += 1
-    assert number >= 40
+    assert number >= 20
     await rebuild(books.source, books.state, GROUPINGS)
     await books.balance()
 

@@ -41,6 +41,10 @@ from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrato
 from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
 from omninode_bridge.ports import fingerprint
 
+DEATH_S = 10.0
+"""How long to look whether a server that refuses connections recovers or dies."""
+DEATH_LOOK_S = 0.1
+
 type Kind = Literal["up", "command"]
 """A process that others may attach to, or one that uses the data directory alone."""
 type Died = Callable[[], Awaitable[ServiceUnavailable]]
@@ -149,7 +153,33 @@ async def _server(
 ) -> AsyncIterator[EmbeddedPostgres]:
     folder = Path(data_dir) if data_dir is not None else settings.data_dir
     async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
-        yield server
+        try:
+            yield server
+        except ServiceUnavailable as error:
+            if (death := await _death(server)) is not None:
+                raise death from error
+            raise
+
+
+async def _death(server: EmbeddedPostgres) -> ServiceUnavailable | None:
+    """Return what our server died of, None when it serves.
+
+    A server whose disk is full dies in two steps: it crashes, and then fails to recover. That is waited for:
+    what its users saw was only a lost connection, and the server says why.
+    """
+    death = asyncio.ensure_future(server.died())
+    try:
+        async with asyncio.timeout(DEATH_S):
+            while not death.done():
+                with suppress(ServiceUnavailable):
+                    (await postgres.connect(server.dsn)).terminate()
+                    return None
+                await asyncio.wait({death}, timeout=DEATH_LOOK_S)
+            return death.result()
+    except TimeoutError:
+        return None
+    finally:
+        death.cancel()
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import hashlib
 import math
 import posixpath
 import re
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -132,6 +133,8 @@ def canonical_json(value: dict[str, Any]) -> bytes:
     return _canonical.encode(value) if value else b"{}"
 
 
+# A path is asked for three or four times on its way through a group; a few groups are under way at once.
+@lru_cache(maxsize=8192)
 def path_hash(namespace: str, file_path: str) -> bytes:
     """Return the 32-byte key of a path in a namespace: SHA-256 of both, joined by a NUL, which neither contains."""
     return hashlib.sha256(f"{namespace}\0{file_path}".encode()).digest()

@@ -181,20 +181,12 @@ CONTENT_UNSEEN = bytes(16)
 def fingerprint(request: StampRequest, digest: Digest | None) -> bytes:
     """Return the 32 bytes that tell one request from another under the same op id.
 
-    Two halves (of SHA-256): all that was asked but the content; and the content. Each part is delimited or
-    preceded by its length, so that no two different requests join to the same bytes.
+    Two halves: of the SHA-256 of all that was asked but the content; and of the content's BLAKE3 digest. The
+    parts are joined by NUL, which none of them contains; the metadata, as JSON, comes last.
     """
-    path = request.file_path.encode()
-    asked = b"%b\0%b\0%d\0%d\0%b%b" % (
-        request.namespace.encode(),
-        request.content_type.encode(),
-        request.enable_intelligence,
-        len(path),
-        path,
-        canonical_json(request.metadata),
-    )
-    content = CONTENT_UNSEEN
-    if digest is not None:
-        seen = f"{digest.file_hash}\0{digest.file_size}\0{digest.origin}"
-        content = hashlib.sha256(seen.encode()).digest()[:16]
-    return hashlib.sha256(asked).digest()[:16] + content
+    content = request.content
+    claimed = f"{content.file_hash}{content.file_size}" if isinstance(content, Claimed) else ""
+    intelligence = int(request.enable_intelligence)
+    asked = f"{request.namespace}\0{request.file_path}\0{request.content_type}\0{intelligence}\0{claimed}\0"
+    seen = CONTENT_UNSEEN if digest is None else bytes.fromhex(digest.file_hash)[:16]
+    return hashlib.sha256(asked.encode() + canonical_json(request.metadata)).digest()[:16] + seen

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from omninode_bridge.domain.stamp import fingerprint, microseconds, same_content
+from omninode_bridge.domain.stamp import Claimed, fingerprint, microseconds, same_content
 from tests.making import digest, draft, hash_of, request, stamp
 
 
@@ -55,7 +56,12 @@ def test_every_part_of_a_request_tells_it_from_another() -> None:
         fingerprint(request(metadata={"a": 1}), digest()),
         fingerprint(request(enable_intelligence=True), digest()),
         fingerprint(request(), digest(b"b")),
-        fingerprint(request(), digest(origin="claimed")),
+        fingerprint(
+            msgspec.structs.replace(request(), content=Claimed(digest().file_hash, 1)), digest(origin="claimed")
+        ),
+        fingerprint(
+            msgspec.structs.replace(request(), content=Claimed(digest().file_hash, 2)), digest(origin="claimed")
+        ),
         fingerprint(request(), None),
         # A path that ends as the metadata begins.
         fingerprint(request(path='a.txt{"a":1}'), digest()),

@@ -70,28 +70,31 @@ def translated(doing: str) -> Iterator[None]:
         raise
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
         raise SchemaMismatch(
-            f"the database's schema does not fit while {doing} ({error}): run `omninode-bridge migrate`"
+            f"the database's schema does not fit while {doing} ({_said(error)}): run `omninode-bridge migrate`"
         ) from error
     except (asyncpg.DiskFullError, asyncpg.OutOfMemoryError) as error:
         raise ServiceUnavailable(
-            f"PostgreSQL is out of room while {doing} ({error}): free some and try again; nothing is half-written"
+            f"PostgreSQL is out of room while {doing} ({_said(error)}): free some and try again; "
+            "nothing is half-written"
         ) from error
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise ServiceUnavailable(f"PostgreSQL refused the connection while {doing}: {error}; check the URL") from error
+        raise ServiceUnavailable(
+            f"PostgreSQL refused the connection while {doing}: {_said(error)}; check the URL"
+        ) from error
     except (asyncpg.InsufficientPrivilegeError, asyncpg.TooManyConnectionsError, asyncpg.QueryCanceledError) as error:
-        raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {error}") from error
+        raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {_said(error)}") from error
     except asyncpg.ReadOnlySQLTransactionError as error:
         raise ServiceUnavailable(f"PostgreSQL is read-only while {doing}: connect to the primary") from error
     except _CONNECTION_LOST as error:
         if not connection_lost(error):
             raise
-        reason = str(error) or type(error).__name__
+        reason = _said(error) or type(error).__name__
         raise ServiceUnavailable(
             f"PostgreSQL is not reachable while {doing} ({reason}): check that it runs, then try again"
         ) from error
     except asyncpg.LockNotAvailableError as error:
         raise ServiceUnavailable(
-            f"another session of PostgreSQL held a lock for too long while {doing} ({error}): try again"
+            f"another session of PostgreSQL held a lock for too long while {doing} ({_said(error)}): try again"
         ) from error
     except (
         asyncpg.InsufficientResourcesError,
@@ -99,7 +102,12 @@ def translated(doing: str) -> Iterator[None]:
         asyncpg.PostgresSystemError,
         asyncpg.InternalServerError,
     ) as error:
-        raise ServiceUnavailable(f"PostgreSQL failed while {doing}: {error}; its log tells more") from error
+        raise ServiceUnavailable(f"PostgreSQL failed while {doing}: {_said(error)}; its log tells more") from error
+
+
+def _said(error: BaseException) -> str:
+    """Return the driver's sentence without the DETAIL and HINT lines that asyncpg appends."""
+    return str(error).partition("\n")[0]
 
 
 async def connect(database_url: str, *, by_key: bool = False) -> Connection:
