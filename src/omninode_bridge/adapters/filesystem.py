@@ -36,6 +36,8 @@ from omninode_bridge.domain.stamp import FileFacts
 __all__ = ["Batch", "Found", "Problem", "Walk", "guess_content_type", "walk"]
 
 BATCH_FILES = 1000
+BATCH_BYTES_MAX = 256 * 1024**2
+"""A batch ends when its files have this many bytes: each is hashed, recorded and reported in bearable time."""
 ENTRIES_MAX = 16_384
 """A folder's entries held and sorted at a time: about 5 MiB."""
 
@@ -61,7 +63,7 @@ type Walk = Callable[[Sequence[str], Sequence[str]], Iterator[Batch]]
 
 
 def walk(paths: Sequence[str], exclude: Sequence[str] = (), batch: int = BATCH_FILES) -> Iterator[Batch]:
-    """Yield what is found under `paths` (files and folders), in batches of `batch` files and problems together.
+    """Yield what is found under `paths` (files and folders), in batches of `batch` files and problems, or of 256 MiB.
 
     Raises InvalidInput, before anything is read, for a glob that is none.
     """
@@ -77,11 +79,36 @@ def guess_content_type(path: str) -> str:
     return _CONTENT_TYPES_BY_NAME.get(name.lower(), DEFAULT_CONTENT_TYPE)
 
 
+def _check_dots(typed: str, file_path: str, status: os.stat_result) -> None:
+    """Raise InvalidInput where `..` follows a link: the path as recorded would name another file than was read."""
+    if ".." not in typed.split("/"):
+        return
+    try:
+        named = os.stat(file_path)
+    except OSError:
+        named = None
+    if named is None or (named.st_dev, named.st_ino) != (status.st_dev, status.st_ino):
+        raise InvalidInput(
+            f"{typed!r} leads through a link, and {file_path!r} is not the same file: type the path without `..`",
+            field="file_path",
+        )
+
+
 def _batches(items: Iterator[Found | Problem], batch: int) -> Iterator[Batch]:
-    while chunk := list(islice(items, batch)):
-        problems = [item for item in chunk if isinstance(item, Problem)]
-        found = [item for item in chunk if isinstance(item, Found)] if problems else chunk
-        yield found, problems  # type: ignore[misc]  # without problems, the chunk is all Found
+    found: list[Found] = []
+    problems: list[Problem] = []
+    size = 0
+    for item in items:
+        if isinstance(item, Found):
+            found.append(item)
+            size += item.facts.size
+        else:
+            problems.append(item)
+        if len(found) + len(problems) == batch or size >= BATCH_BYTES_MAX:
+            yield found, problems
+            found, problems, size = [], [], 0
+    if found or problems:
+        yield found, problems
 
 
 class _Folder(NamedTuple):
@@ -109,6 +136,7 @@ class _Walk:
         try:
             check_file_path(typed)
             status = os.stat(typed)
+            _check_dots(typed, file_path, status)
         except BridgeError as error:
             yield Problem(_shown(file_path), error)
             return

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ METADATA_PREFIX = "metadata."
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_ZERO = timedelta()
 
 type Moment = tuple[datetime, str]
 """(event time, event id)."""
@@ -124,20 +125,24 @@ def fold(items: Iterable[Item], groupings: Groupings) -> State:
     bounds, window = groupings.size_bounds, timedelta(milliseconds=groupings.window_ms)
     fields = groupings.metadata_fields
     cells: dict[tuple[object, ...], _Cell] = {}
+    start, index = _EPOCH, 0  # of the window of the item before: the next one is mostly in it too
     for item in items:
-        metadata = item.metadata
+        at, metadata = item.at, item.metadata
+        if not _ZERO <= at - start < window:
+            index = (at - _EPOCH) // window
+            start = _EPOCH + index * window
         key: tuple[object, ...] = (
             item.namespace,
-            (item.at - _EPOCH) // window,
+            index,
             item.content_type,
             bisect_right(bounds, item.size),
             item.completed,
         )
         if fields and metadata:
-            key += tuple(_metadata_key(metadata[name]) if name in metadata else None for name in fields)
+            key += tuple([_metadata_key(metadata[name]) if name in metadata else None for name in fields])
         cell = cells.get(key)
         if cell is None:
-            cell = cells[key] = _Cell(item)
+            cell = cells[key] = _Cell((at, item.event_id))
         cell.add(item)
     return _roll_up(cells, groupings)
 
@@ -178,14 +183,14 @@ def bounded_key(key: str) -> str:
 
 
 class _Cell:
-    """The running totals of one combination of keys."""
+    """The running totals of one combination of keys, or of one group."""
 
     __slots__ = ("failed", "first", "largest", "last", "size", "smallest", "stamps", "sum")
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, moment: Moment) -> None:
         self.stamps = self.failed = self.size = self.sum = self.largest = 0
         self.smallest: int | None = None
-        self.first = self.last = (item.at, item.event_id)
+        self.first = self.last = moment
 
     def add(self, item: Item) -> None:
         if item.completed:
@@ -205,32 +210,70 @@ class _Cell:
         if at >= self.last[0]:
             self.last = max(self.last, (at, item.event_id))
 
+    def absorb(self, other: _Cell) -> None:
+        self.stamps += other.stamps
+        self.failed += other.failed
+        self.size += other.size
+        self.sum += other.sum
+        if other.largest > self.largest:
+            self.largest = other.largest
+        if other.smallest is not None and (self.smallest is None or other.smallest < self.smallest):
+            self.smallest = other.smallest
+        if other.first < self.first:
+            self.first = other.first
+        if other.last > self.last:
+            self.last = other.last
+
     def totals(self) -> Totals:
         largest = None if self.smallest is None else self.largest
         return Totals(self.stamps, self.failed, self.size, self.sum, self.smallest, largest, self.first, self.last)
 
 
 def _roll_up(cells: Mapping[tuple[object, ...], _Cell], groupings: Groupings) -> State:
-    state: State = {}
+    groups: dict[GroupKey, _Cell] = {}
+    named = _Names(groupings)
     for (namespace, window, content_type, bucket, completed, *values), cell in cells.items():
         assert isinstance(namespace, str) and isinstance(content_type, str)
         assert isinstance(window, int) and isinstance(bucket, int)
-        keys: list[tuple[str, str]] = [("namespace", namespace)]
-        if groupings.time_window:
-            keys.append(("time_window", window_key(window, groupings.window_ms)))
-        if completed:
-            if groupings.content_type:
-                keys.append(("content_type", bounded_key(content_type)))
-            if groupings.size_bucket:
-                keys.append(("size_bucket", bucket_key(bucket, groupings.size_bounds)))
-            for name, value in zip(groupings.metadata_fields, values, strict=False):
-                if isinstance(value, str):
-                    keys.append((METADATA_PREFIX + name, bounded_key(value)))
-        totals = cell.totals()
-        for aggregation_type, group_key in keys:
+        for aggregation_type, group_key in named.keys(namespace, window, content_type, bucket, bool(completed), values):
             group = (namespace, aggregation_type, group_key)
-            state[group] = merge(state[group], totals) if group in state else totals
-    return state
+            total = groups.get(group)
+            if total is None:
+                total = groups[group] = _Cell(cell.first)
+            total.absorb(cell)
+    return {group: cell.totals() for group, cell in groups.items()}
+
+
+class _Names:
+    """The group keys of a combination; those that cost something are made once a batch."""
+
+    def __init__(self, groupings: Groupings) -> None:
+        self._groupings = groupings
+        bounds = groupings.size_bounds
+        self._buckets = [("size_bucket", bucket_key(n, bounds)) for n in range(len(bounds) + 1)]
+        self._windows: dict[int, tuple[str, str]] = {}
+        self._types: dict[str, tuple[str, str]] = {}
+        self._fields = [METADATA_PREFIX + name for name in groupings.metadata_fields]
+
+    def keys(
+        self, namespace: str, window: int, content_type: str, bucket: int, completed: bool, values: Sequence[object]
+    ) -> list[tuple[str, str]]:
+        """Return (aggregation type, group key) of each grouping that has a key for the combination."""
+        wanted = self._groupings
+        keys = [("namespace", namespace)]
+        if wanted.time_window:
+            if window not in self._windows:
+                self._windows[window] = ("time_window", window_key(window, wanted.window_ms))
+            keys.append(self._windows[window])
+        if completed:
+            if wanted.content_type:
+                if content_type not in self._types:
+                    self._types[content_type] = ("content_type", bounded_key(content_type))
+                keys.append(self._types[content_type])
+            if wanted.size_bucket:
+                keys.append(self._buckets[bucket])
+            keys += [(n, bounded_key(v)) for n, v in zip(self._fields, values, strict=False) if isinstance(v, str)]
+        return keys
 
 
 def window_key(index: int, window_ms: int) -> str:

@@ -39,6 +39,8 @@ STEP_KINDS: dict[str, StepKind] = {"hash": "compute", "intelligence": "effect", 
 """The steps that the executor can run, and what ONEX calls their kind."""
 BATCH_ITEMS_MAX = 65_536
 """More than this in one call would be held in memory for no gain."""
+HASH_MIB_PER_S_MAX = 10_000
+"""Faster than memory: beyond it the setting would mean nothing."""
 STEP_MS_MAX = 600_000
 """All attempts at one step together; omnibase_core emits no action for a step that may take longer."""
 
@@ -51,7 +53,7 @@ _ACTED = DESCRIPTIVE | {
     "yaml_published_events",
     "config",
 }
-_CONFIG_KEYS = ("batch_items_max", "retry", "state_machine", "steps", "triggers")
+_CONFIG_KEYS = ("batch_items_max", "hash_mib_per_s_min", "retry", "state_machine", "steps", "triggers")
 _STEP_ACTED = ("step_name", "step_type", "timeout_ms", "retry_count", "depends_on")
 _RETRY_ACTED = ("max_retries", "base_delay_seconds", "max_delay_seconds", "backoff_strategy")
 _STEP_IDS = UUID("6f2d3c1e-5a0b-5f0a-9d7e-0c4b8a1f2e3d")
@@ -71,6 +73,8 @@ class OrchestratorContract:
     """Bounds the steps before `stamp` together."""
     slow_ms: int
     """A batch that takes longer counts as slow."""
+    hash_mib_per_s_min: int
+    """What the slowest storage that counts as working gives: the hash step has that much more time for its bytes."""
     steps: tuple[ModelWorkflowStep, ...]
     """The plan's steps as ONEX plans them; frozen models."""
     model: ModelContractOrchestrator
@@ -113,7 +117,8 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     timeout_ms = _check_coordination(model, compiled, found)
     _check_graph(model, compiled, found)
     triggers = _triggers(config.get("triggers"), found)
-    batch_items_max = _batch_items_max(config.get("batch_items_max"), found)
+    batch_items_max = _whole_number(config, "batch_items_max", BATCH_ITEMS_MAX, found)
+    hash_mib_per_s_min = _whole_number(config, "hash_mib_per_s_min", HASH_MIB_PER_S_MAX, found)
     fsm = compile_machine(config.get("state_machine"), "config.state_machine", found)
     if found or fsm is None or retry is None or triggers is None:
         return None
@@ -140,6 +145,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
         batch_items_max,
         timeout_ms,
         model.performance.single_operation_max_ms,
+        hash_mib_per_s_min,
         tuple(steps),
         model,
         document.fingerprint,
@@ -284,9 +290,10 @@ def _triggers(raw: object, found: list[Problem]) -> _Triggers | None:
         return None
 
 
-def _batch_items_max(raw: object, found: list[Problem]) -> int:
-    if type(raw) is not int or not 1 <= raw <= BATCH_ITEMS_MAX:
-        found.append(Problem("config.batch_items_max", f"must be a whole number from 1 to {BATCH_ITEMS_MAX}"))
+def _whole_number(config: dict[str, Any], name: str, most: int, found: list[Problem]) -> int:
+    raw = config.get(name)
+    if type(raw) is not int or not 1 <= raw <= most:
+        found.append(Problem(f"config.{name}", f"must be a whole number from 1 to {most}"))
         return 1
     return raw
 

@@ -321,3 +321,19 @@ def test_content_types_by_suffix(path: str, expected: str) -> None:
 @given(st.text())
 def test_a_guess_is_always_a_media_type(path: str) -> None:
     check_content_type(guess_content_type(path))
+
+
+def test_a_batch_ends_when_its_files_are_large(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "BATCH_BYTES_MAX", 10)
+    for name in "abcd":
+        (here / name).write_bytes(bytes(6))
+    assert [[found.file_path for found in batch] for batch, _ in walk(["."])] == [["a", "b"], ["c", "d"]]
+
+
+def test_dots_behind_a_link_are_refused_where_the_recorded_path_is_another_file(here: Path) -> None:
+    make("real/in/y.txt", "real/x.txt", "x.txt", "plain/x.txt")
+    (here / "link").symlink_to("real/in")
+    found, problems = everything("link/../x.txt", "plain/../x.txt", "link/../nowhere.txt")
+    assert [file.file_path for file in found] == []
+    assert isinstance(problems["x.txt"], InvalidInput)
+    assert names("plain/../x.txt") == ["x.txt"]

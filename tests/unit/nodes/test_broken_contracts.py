@@ -106,6 +106,8 @@ ORCHESTRATOR: dict[str, tuple[dict[str, Any], str]] = {
     "fail completes": ({"config.triggers.fail": "complete"}, "config.triggers.fail"),
     "never started": ({"config.triggers.start": []}, "config.triggers.fail"),
     "no batch limit": ({"config.batch_items_max": 0}, "config.batch_items_max"),
+    "no slowest storage": ({"config.hash_mib_per_s_min": REMOVED}, "config.hash_mib_per_s_min"),
+    "a storage faster than memory": ({"config.hash_mib_per_s_min": 10_001}, "config.hash_mib_per_s_min"),
     "one topic": ({"yaml_published_events": ["a.completed"]}, "yaml_published_events"),
     "the same topic twice": ({"yaml_published_events": ["a", "a"]}, "yaml_published_events[1]"),
     "topics the wrong way round": ({"yaml_published_events": ["a.failed", "a.completed"]}, "yaml_published_events"),

@@ -142,6 +142,22 @@ class TestThePlainDoor:
             await node.run(request())
         assert failed.value.context["error_code"] == "timeout"
 
+    async def test_a_large_content_has_as_much_more_time_as_the_slowest_storage_takes(self) -> None:
+        async def slow() -> None:
+            await asyncio.sleep(0.3)  # a slow disk: three times the step's own limit
+
+        edits = QUICK | {"config.steps[0].retry_count": 0, "config.hash_mib_per_s_min": 1}
+        bench = Bench(load_orchestrator(edited("orchestrator", edits)))
+        node = await bench.node(hasher=ScriptedHasher(slow, slow))
+        with pytest.raises(WorkflowFailed):
+            await node.run(request("small", b"a"))
+        assert isinstance(await node.run(request("large", bytes(2 * 1024**2))), Stamp)
+
+    async def test_what_waits_for_its_commit_does_not_hold_its_content(self, bench: Bench) -> None:
+        ledger = ScriptedLedger(bench.memory_ledger)
+        await (await bench.node(ledger=ledger)).run(request(content=b"gigabytes"))
+        assert b"gigabytes" not in repr(ledger.calls).encode()
+
     async def test_all_steps_together_have_a_limit(self) -> None:
         edits = {
             "config.steps[0].timeout_ms": 1000,

@@ -36,7 +36,17 @@ from omninode_bridge.domain.errors import (
 )
 from omninode_bridge.domain.names import check_metadata
 from omninode_bridge.domain.recording import Verdict
-from omninode_bridge.domain.stamp import Claimed, Digest, Draft, Failure, Outcome, StampRequest, Streamed
+from omninode_bridge.domain.stamp import (
+    Claimed,
+    Digest,
+    Draft,
+    Failure,
+    Inline,
+    LocalFile,
+    Outcome,
+    StampRequest,
+    Streamed,
+)
 from omninode_bridge.domain.workflow import Plan, Step, Visit, advance, begin
 from omninode_bridge.ports import Clock, Hasher, Intelligence, Ledger
 
@@ -63,6 +73,7 @@ class Execution:
         plan: Plan,
         *,
         timeout_ms: int,
+        hashing_s: float,
         ledger: Ledger,
         hasher: Hasher,
         intelligence: Intelligence | None,
@@ -70,7 +81,8 @@ class Execution:
         counts: Counter[str],
     ) -> None:
         self._plan = plan
-        self._timeout_s = timeout_ms / 1000
+        self._timeout_s = timeout_ms / 1000 + hashing_s
+        self._hashing_s = hashing_s
         self._ledger = ledger
         self._hasher = hasher
         self._intelligence = intelligence
@@ -137,7 +149,7 @@ class Execution:
             return
         contents = [requests[index].content for index in wanted]
         try:
-            found = await self._tried(step, lambda: self._hasher.digest_many(contents))
+            found = await self._tried(step, lambda: self._hasher.digest_many(contents), more_s=self._hashing_s)
         except Exception as error:
             # Whatever the step failed with, its workflows were accepted and must end: as failed ones.
             failed.update(dict.fromkeys(wanted, _Failed(step, error, self._visits)))
@@ -180,8 +192,11 @@ class Execution:
         failed: dict[int, _Failed],
     ) -> list[Outcome]:
         visits, outcomes = self._visits, list[Outcome]()
-        for index, (request, digest) in enumerate(zip(requests, digests, strict=True)):
+        for index, (asked, digest) in enumerate(zip(requests, digests, strict=True)):
             if isinstance(digest, Digest):
+                # Bytes in memory are not needed any more, and may have to wait for their commit.
+                held = isinstance(asked.content, Inline)
+                request = msgspec.structs.replace(asked, content=Streamed(digest)) if held else asked
                 # A digest that was claimed took no step; the stamp itself is one.
                 executed = (1 if digest.origin == "claimed" else 2) + (index in knowledge)
                 outcomes.append(
@@ -194,7 +209,7 @@ class Execution:
                     )
                 )
             elif digest is None:
-                outcomes.append(_failure(request, failed[index]))
+                outcomes.append(_failure(asked, failed[index]))
         return outcomes
 
     async def _record(self, step: Step, outcomes: list[Outcome]) -> list[Verdict]:
@@ -222,13 +237,19 @@ class Execution:
             ) from error
 
     async def _tried[T](
-        self, step: Step, call: Callable[[], Awaitable[T]], *, bounded: bool = True, retry_timeouts: bool = True
+        self,
+        step: Step,
+        call: Callable[[], Awaitable[T]],
+        *,
+        bounded: bool = True,
+        retry_timeouts: bool = True,
+        more_s: float = 0.0,
     ) -> T:
         """Return what `call` gives, trying as often and waiting as long as the contract allows."""
         loop = asyncio.get_running_loop()
         attempt = 0
         while True:
-            until = loop.time() + step.timeout_ms / 1000
+            until = loop.time() + step.timeout_ms / 1000 + more_s
             try:
                 async with asyncio.timeout_at(min(until, self._deadline_s) if bounded else until):
                     return await call()
@@ -249,6 +270,14 @@ class Execution:
         retry = self._plan.retry
         # Full jitter: those who failed together do not come back together.
         return random.uniform(0, min(retry.max_delay_s, retry.base_delay_s * 2**attempt))  # noqa: S311 - no secret
+
+
+def content_bytes(request: StampRequest) -> int:
+    """Return how many bytes the hash step will read for a request."""
+    content = request.content
+    if isinstance(content, LocalFile):
+        return content.facts.size
+    return len(content.data) if isinstance(content, Inline) else 0
 
 
 def _known(outcome: Outcome) -> Outcome:

@@ -45,7 +45,7 @@ from omninode_bridge.domain.stamp import Inline, Stamp, StampRequest
 from omninode_bridge.nodes.container import resolve, resolve_if_any
 from omninode_bridge.nodes.contracts import OrchestratorContract, load_orchestrator
 from omninode_bridge.nodes.onex_errors import onex_error
-from omninode_bridge.nodes.orchestrator.v1_0_0.execution import Execution
+from omninode_bridge.nodes.orchestrator.v1_0_0.execution import Execution, content_bytes
 from omninode_bridge.nodes.orchestrator.v1_0_0.models.enum_workflow_state import EnumWorkflowState
 from omninode_bridge.nodes.orchestrator.v1_0_0.models.model_stamp_request_input import ModelStampRequestInput
 from omninode_bridge.nodes.orchestrator.v1_0_0.models.model_stamp_response_output import ModelStampResponseOutput
@@ -93,6 +93,7 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
         self._ports: _Ports | None = None
         self._recent = RecentStates()
         self._counts: Counter[str] = Counter()
+        self._hashing_bytes = 0
         self._busy_s = 0.0
         self._longest_s = 0.0
 
@@ -120,9 +121,13 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
                 field="config.batch_items_max",
             )
         ports = await self._resolved()
+        size = sum(map(content_bytes, requests))
+        self._hashing_bytes += size
         execution = Execution(
             contract.plan,
             timeout_ms=contract.timeout_ms,
+            # With what other batches still hash: they may come first.
+            hashing_s=self._hashing_bytes / (contract.hash_mib_per_s_min * 1024**2),
             ledger=ports.ledger,
             hasher=ports.hasher,
             intelligence=ports.intelligence,
@@ -138,6 +143,7 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
             self._counts["requests_unanswered"] += len(requests)
             raise
         finally:
+            self._hashing_bytes -= size
             self._recent.leave(ids, execution)
         self._recent.remember(ids, verdicts)
         self._count(verdicts, time.perf_counter() - started)
