@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from omninode_bridge.domain.errors import ContentUnavailable
+from omninode_bridge.domain.errors import ContentUnavailable, ForeignState
 from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.domain.recording import PathKey, Prior, Verdict
 from omninode_bridge.domain.reduction import Groupings, State
@@ -71,11 +71,16 @@ class LedgerSession(Protocol):
     async def close(self) -> None: ...
 
 
+READ_BYTES_MAX = 32 * 1024**2
+"""Bytes of event bodies in one read of the log: what a reader holds, however large the events and many the shards."""
+
+
 class EventSource(Protocol):
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         """Return records beyond the given heads, each shard's in order; shards not named, from the start.
 
-        At most `limit` records a shard.
+        At most `limit` records and READ_BYTES_MAX bytes of bodies in all, a fair share of each shard; one record
+        at least where there is any.
         """
         ...
 
@@ -109,7 +114,10 @@ class StateStore(Protocol):
         ...
 
     async def begin(self, fingerprint: str, namespace: str | None = None) -> Generation:
-        """Start a generation, at the start of the log. It is live at once when there was none."""
+        """Start a generation, at the start of the log. It is live at once when there was none.
+
+        Whoever begins one that is not live ends it by `swap` or `discard`.
+        """
         ...
 
     async def positions(self, generation: Generation) -> dict[ShardKey, Head]:
@@ -127,19 +135,30 @@ class StateStore(Protocol):
 
         `moves` maps each shard to (from, to). Returns False, and changes nothing, when a position is not
         where the move starts (someone else folded these records) or the generation is retired.
+        Dead letters belong to their generation: they are seen once it is live.
         """
         ...
 
     async def swap(self, building: Generation) -> bool:
-        """Make a generation the one that queries read, if its positions equal the live one's; else False."""
+        """Make a generation the one that queries read, if its positions equal the live one's; else False.
+
+        Its dead letters take the place of the live one's, in the same transaction: one that both have stays the
+        same letter, one that only the live one had is closed, because its record is folded now.
+        """
         ...
 
     async def discard(self, building: Generation) -> None:
-        """Drop a generation that was not swapped in."""
+        """Drop a generation that was not swapped in, with its dead letters."""
         ...
 
-    async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
-        """Return the live state's groups of one aggregation type or all, of one namespace or all."""
+    async def rows(
+        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+    ) -> State:
+        """Return the live state's groups of one aggregation type or all, of one namespace or all.
+
+        Raises ForeignState when the live generation, at the very moment that is read, is folded by other
+        groupings than `fingerprint` tells of.
+        """
         ...
 
 
@@ -175,7 +194,7 @@ class Reads(Protocol):
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]: ...
 
     def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
-        """Yield every workflow, by namespace and id."""
+        """Yield each workflow that made a stamp or failed, by namespace and id."""
         ...
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:
@@ -193,13 +212,15 @@ class HistoryShape(msgspec.Struct, frozen=True):
 
 
 class AuditedEvent(msgspec.Struct, frozen=True):
-    """A record, what the tables say of its workflow, and whether the live state should include it."""
+    """A record, what the tables say of its workflow, and whether the live state should include it.
+
+    `kept` has the columns of the workflow's stamp or failure under the names that the event's data has for them:
+    digests as hexadecimal digits, JSON as text, times as datetimes, durations (`…_us`) as integer microseconds.
+    It is empty where the tables know of neither.
+    """
 
     record: Record
-    stamp_id: str | None
-    file_hash: str | None
-    version: int | None
-    error_code: str | None
+    kept: dict[str, Any]
     folded: bool
 
 
@@ -216,7 +237,7 @@ class Evidence(Protocol):
 
     async def live(self) -> Generation | None: ...
 
-    def events(self, consumer: str) -> AsyncIterator[AuditedEvent]: ...
+    def events(self, live: Generation | None) -> AsyncIterator[AuditedEvent]: ...
 
     async def state(self) -> State: ...
 
@@ -224,3 +245,12 @@ class Evidence(Protocol):
 def fingerprint(groupings: Groupings) -> str:
     """Return the text that tells two foldings apart: equal groupings, and only those, give equal text."""
     return msgspec.json.encode(groupings).decode()
+
+
+def foreign_state(generation: int) -> ForeignState:
+    """Return the refusal to read or fold a state that is grouped otherwise than this process would."""
+    return ForeignState(
+        f"the state is kept by another reducer contract (generation {generation}): start this process with that "
+        "contract, or let `omninode-bridge rebuild` fold the state by this one",
+        generation=generation,
+    )

@@ -35,7 +35,7 @@ async def test_a_killed_bridge_that_held_shards_does_not_stop_another_that_write
         for _ in range(2):
             async with running(*stamping(*where), cwd=tree.parent) as run:
                 # Told of new or unchanged: the two take the same files at the same time.
-                await run.until_told(rng.randrange(1, 6_000))
+                assert await run.until_told(rng.randrange(1, 6_000)), run.complaints
                 await run.kill()
                 killed.append(run)
         assert await survived == 0, survivor.complaints

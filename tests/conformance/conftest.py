@@ -51,7 +51,10 @@ async def postgres_storage(url: str) -> AsyncIterator[Storage]:
         )
 
     async def dead_letters() -> list[tuple[Record, str]]:
-        found = await opened.fetch("SELECT * FROM dead_letters ORDER BY topic, shard, position")
+        found = await opened.fetch(
+            """SELECT d.* FROM dead_letters AS d JOIN state_generations AS g USING (generation)
+            WHERE g.status = 'live' AND d.status = 'open' ORDER BY topic, shard, position"""
+        )
         return [(record_of(row), row["reason"]) for row in found]
 
     clock, ids = FixedClock(), SeededIds()

@@ -26,7 +26,7 @@ class Storage:
     corrupt: Callable[[Record, bytes], Awaitable[None]]
     """Replace the body of a record that the log holds."""
     dead_letters: Callable[[], Awaitable[list[tuple[Record, str]]]]
-    """What `apply` was given as dead letters, with the reasons, by topic, shard and position."""
+    """The open dead letters of the live generation, with the reasons, by topic, shard and position."""
 
     async def stamp(self, *outcomes: Outcome) -> list[Stamp]:
         """Record outcomes, each in a group of its own, all of which become stamps."""

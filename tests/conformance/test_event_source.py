@@ -4,6 +4,7 @@ import asyncio
 
 from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import NIL_ID, START, Head, Record, ShardKey, follow
+from omninode_bridge.ports import READ_BYTES_MAX
 from tests.conformance.storage import Storage
 from tests.making import draft, failure
 
@@ -58,13 +59,43 @@ async def test_a_shard_that_has_no_records_may_be_named(storage: Storage) -> Non
     assert len(await storage.source.read(heads, 10)) == 1
 
 
-async def test_the_limit_is_of_each_shard_and_each_shard_is_in_order(storage: Storage) -> None:
+async def test_the_limit_is_of_all_shards_and_each_shard_is_in_order(storage: Storage) -> None:
     await storage.ledger.record([draft(f"{n}") for n in range(5)] + [failure(f"{n}") for n in range(5)])
-    found = await storage.source.read({}, 3)
-    by_shard: dict[ShardKey, list[Record]] = {}
-    for record in found:
-        by_shard.setdefault((record.topic, record.shard), []).append(record)
-    assert [[record.position for record in records] for records in by_shard.values()] == [[1, 2, 3]] * 2
+    found = by_shard(await storage.source.read({}, 6))
+    assert [[record.position for record in records] for records in found.values()] == [[1, 2, 3]] * 2
+
+
+async def test_what_one_shard_does_not_need_is_left_to_the_others(storage: Storage) -> None:
+    await storage.ledger.record([draft(f"{n}") for n in range(9)] + [failure("x")])
+    found = by_shard(await storage.source.read({}, 8))
+    assert sorted(len(records) for records in found.values()) == [1, 7]
+
+
+async def test_a_limit_below_the_number_of_shards_leaves_none_out_for_ever(storage: Storage) -> None:
+    for name, ledger in (("a", storage.ledger), ("b", storage.rival)):
+        await ledger.record([draft(f"{name}{n}") for n in range(3)] + [failure(f"{n}") for n in range(2)])
+    heads, taken = dict[ShardKey, Head](), 0
+    while found := await storage.source.read(heads, 1):
+        (record,) = found
+        heads[record.topic, record.shard] = record.head
+        taken += 1
+    assert taken == 10
+    assert heads == await storage.source.heads()
+
+
+async def test_a_read_is_bounded_by_bytes_too_and_brings_one_record_at_least(storage: Storage) -> None:
+    await storage.ledger.record([draft("a"), draft("b"), draft("c"), failure("x")])
+    for records in (await storage.whole_log()).values():
+        for record in records:
+            await storage.corrupt(record, bytes(READ_BYTES_MAX // 2 if record.position < 3 else READ_BYTES_MAX + 1))
+    heads, sizes = dict[ShardKey, Head](), list[int]()
+    while found := await storage.source.read(heads, 100):
+        for record in found:
+            assert follow(heads.get((record.topic, record.shard), START), [record]) == ([record], None)
+            heads[record.topic, record.shard] = record.head
+        sizes.append(len(found))
+    assert sizes == [2, 1, 1]
+    assert heads == await storage.source.heads()
 
 
 async def test_small_reads_one_after_another_give_the_whole_chain(storage: Storage) -> None:
@@ -107,3 +138,10 @@ async def test_a_corrupt_body_is_handed_on_as_it_is(storage: Storage) -> None:
     assert found.body == b"\xff not an event"
     assert (found.head, found.previous_id, found.namespace) == (record.head, record.previous_id, record.namespace)
     assert decode(other.body).id == other.event_id
+
+
+def by_shard(records: list[Record]) -> dict[ShardKey, list[Record]]:
+    found: dict[ShardKey, list[Record]] = {}
+    for record in records:
+        found.setdefault((record.topic, record.shard), []).append(record)
+    return found

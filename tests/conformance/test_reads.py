@@ -1,6 +1,7 @@
 """What every reader of the ledger's tables finds: by hash, id, path, prefix, workflow and file facts."""
 
 from contextlib import aclosing
+from uuid import UUID
 
 import msgspec
 
@@ -168,6 +169,26 @@ async def test_all_workflows_come_by_namespace_and_id(storage: Storage) -> None:
     assert all(prior.stamp == by_id.get(prior.workflow.workflow_id) for prior in found)
     assert [prior.workflow.namespace for prior in await workflows(storage, "a")] == ["a"] * 4
     assert await workflows(storage, "none") == []
+
+
+async def test_workflows_that_were_answered_with_an_earlier_stamp_are_left_out(storage: Storage) -> None:
+    (stamp, _) = await storage.stamp(draft(), draft(op=new_id()))
+    op = new_id()
+    await storage.ledger.record([failure("gone", op=op)])
+    assert {prior.workflow.workflow_id for prior in await workflows(storage)} == {stamp.workflow_id, op}
+    assert len(await workflows(storage, NAMESPACE)) == 2
+
+
+async def test_a_long_reading_of_workflows_is_whole_whatever_their_ids(storage: Storage) -> None:
+    ends = [f"{0:032x}", "f" * 32]
+    ids = [str(UUID(text)) for text in ends] + [new_id() for _ in range(2_300)]
+    for namespace in ("a", "b"):
+        await storage.ledger.record([draft(op, op=op, namespace=namespace) for op in ids])
+    for wanted in (None, "a", "b"):
+        found = [(prior.workflow.namespace, prior.workflow.workflow_id) for prior in await workflows(storage, wanted)]
+        assert found == [
+            (namespace, op) for namespace in ("a", "b") if wanted in (None, namespace) for op in sorted(ids)
+        ]
 
 
 # File facts

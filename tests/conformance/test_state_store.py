@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 
-from omninode_bridge.domain.log import START, Head, ShardKey
+from omninode_bridge.domain.errors import ForeignState
+from omninode_bridge.domain.log import START, Head, Record, ShardKey
 from omninode_bridge.domain.reduction import State, Totals, merge, merge_states
 from omninode_bridge.ports import DeadLetter, Generation
 from tests.conformance.storage import Storage
@@ -28,6 +30,9 @@ def state(namespace: str = "a", **groups: Totals) -> State:
 
 def head(position: int) -> Head:
     return Head(position, new_id())
+
+
+THIRD = head(3)
 
 
 async def all_rows(storage: Storage) -> State:
@@ -215,23 +220,55 @@ async def test_dead_letters_are_kept_with_their_record_and_reason(storage: Stora
     assert await storage.dead_letters() == [(bad, "not an event")]
 
 
+async def undelivered(storage: Storage, *records: Record, by: str = PRINT, namespace: str | None = None) -> Generation:
+    """A generation that could not read these records, at position 3 of one shard."""
+    generation = await storage.state.begin(by, namespace)
+    letters = [DeadLetter(record=record, reason=f"not an event in {generation.number}") for record in records]
+    assert await storage.state.apply(generation, {}, {DONE: (START, THIRD)}, letters)
+    return generation
+
+
 async def test_a_rebuild_that_meets_the_same_record_keeps_one_letter(storage: Storage) -> None:
     (record,) = chain(1)
-    for _ in range(2):
-        generation = await storage.state.begin(PRINT)
-        letter = DeadLetter(record=record, reason="not an event")
-        assert await storage.state.apply(generation, {}, {DONE: (START, record.head)}, [letter])
-    assert await storage.dead_letters() == [(record, "not an event")]
+    await undelivered(storage, record)
+    building = await undelivered(storage, record)
+    assert await storage.state.swap(building)
+    assert await storage.dead_letters() == [(record, f"not an event in {building.number}")]
 
 
-async def test_dead_letters_outlive_their_generation(storage: Storage) -> None:
-    await started(storage)
-    (record,) = chain(1)
-    building = await storage.state.begin(PRINT)
-    letter = DeadLetter(record=record, reason="not an event")
-    assert await storage.state.apply(building, {}, {DONE: (START, record.head)}, [letter])
+async def test_dead_letters_of_a_state_that_is_being_built_are_not_seen(storage: Storage) -> None:
+    one, other = chain(2)
+    live = await undelivered(storage, one)
+    building = await undelivered(storage, one, other)
+    assert await storage.dead_letters() == [(one, f"not an event in {live.number}")]
     await storage.state.discard(building)
-    assert await storage.dead_letters() == [(record, "not an event")]
+    assert await storage.dead_letters() == [(one, f"not an event in {live.number}")]
+
+
+async def test_a_swap_brings_the_new_letters_and_closes_those_of_records_that_are_folded_now(storage: Storage) -> None:
+    recovered, same, new = chain(3)
+    await undelivered(storage, recovered, same)
+    building = await undelivered(storage, same, new)
+    assert await storage.state.swap(building)
+    reason = f"not an event in {building.number}"
+    assert await storage.dead_letters() == [(same, reason), (new, reason)]
+    again = await undelivered(storage, recovered)
+    assert await storage.state.swap(again)
+    assert await storage.dead_letters() == [(recovered, f"not an event in {again.number}")]
+
+
+async def test_a_partial_rebuild_settles_the_letters_of_its_namespace_alone(storage: Storage) -> None:
+    one, other, new = chain(3)
+    other = msgspec.structs.replace(other, namespace="b")
+    live = await undelivered(storage, one, other)
+    building = await undelivered(storage, new, namespace=one.namespace)
+    assert await storage.state.swap(building)
+    assert await storage.dead_letters() == [
+        (other, f"not an event in {live.number}"), (new, f"not an event in {building.number}"),
+    ]  # fmt: skip
+    mended = await undelivered(storage, namespace="b")
+    assert await storage.state.swap(mended)
+    assert await storage.dead_letters() == [(new, f"not an event in {building.number}")]
 
 
 # Swapping
@@ -419,6 +456,21 @@ async def test_rows_are_of_one_grouping_or_all_and_of_one_namespace_or_all(stora
     assert await rows(None, "b") == {key: each for key, each in delta.items() if key[0] == "b"}
     assert await rows("size_bucket") == {}
     assert await rows("namespace", "c") == {}
+
+
+async def test_rows_are_refused_to_whoever_groups_otherwise(storage: Storage) -> None:
+    assert await storage.state.rows(None, fingerprint="another contract") == {}
+    live, reached = await started(storage)
+    assert await storage.state.rows(None, fingerprint=PRINT) == await all_rows(storage)
+    for asked in ((None,), ("content_type", "a"), ("no such grouping",), (None, "no such namespace")):
+        with pytest.raises(ForeignState, match=rf"another reducer contract \(generation {live.number}\)"):
+            await storage.state.rows(*asked, fingerprint="another contract")
+    building = await build(storage, state(other=totals()), {DONE: reached}, by="another contract")
+    assert await storage.state.rows(None, fingerprint=PRINT) == await all_rows(storage)
+    assert await storage.state.swap(building)
+    with pytest.raises(ForeignState, match=f"generation {building.number}"):
+        await storage.state.rows(None, fingerprint=PRINT)
+    assert await storage.state.rows(None, fingerprint="another contract") == await all_rows(storage)
 
 
 async def test_a_log_folded_through_the_ports_gives_its_totals(storage: Storage) -> None:

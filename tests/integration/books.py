@@ -129,6 +129,16 @@ async def eventually(condition: Callable[[], Awaitable[object]], what: str) -> N
         raise AssertionError(f"not in {PATIENCE_S:.0f} s: {what}") from None
 
 
+async def waited(books: Books, work: asyncio.Future[object], interval: str = "1 second") -> bool:
+    """Tell whether a statement has waited for a lock for so long, or the work ended without."""
+    long: bool = await books.pool.fetchval(
+        """SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+            AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > $1::text::interval)""",
+        interval,
+    )
+    return long or work.done()
+
+
 def stamps_of(verdicts: Iterable[Verdict]) -> list[Stamp]:
     """Return the verdicts, all of which are stamps."""
     found = []

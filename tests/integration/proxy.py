@@ -78,6 +78,8 @@ class Proxy:
         self.url = split._replace(query=f"host={quote(self._folder, safe='')}&port=5432").geturl()
         self.struck = asyncio.Event()
         """Set when the armed fault has struck."""
+        self.left = asyncio.Event()
+        """Set when a stalled client has closed its side by itself."""
         self._armed: tuple[Fault, Match, bool] | None = None
         self._admitting = asyncio.Event()
         self._admitting.set()
@@ -104,6 +106,7 @@ class Proxy:
         """Strike at the next message that matches; `then_refuse`: take no new connection until `admit`."""
         self._armed = (fault, match, then_refuse)
         self.struck.clear()
+        self.left.clear()
         self._released.clear()
 
     def disarm(self) -> None:
@@ -143,10 +146,13 @@ class Proxy:
                     continue
                 if fault in {Fault.AFTER, Fault.HOLD_AFTER, Fault.STALL_AFTER}:
                     await link.ask_unheard(message, for_good=True)
-                if fault not in {Fault.STALL_BEFORE, Fault.STALL_AFTER}:
+                stalled = fault in {Fault.STALL_BEFORE, Fault.STALL_AFTER}
+                if not stalled:
                     link.to_client.transport.abort()
                 self._links.discard(link)
                 self.struck.set()
+                if stalled:
+                    await self._until_left_or_released(link)
                 if fault not in {Fault.BEFORE, Fault.AFTER}:
                     await self._released.wait()
                 return
@@ -155,6 +161,16 @@ class Proxy:
         finally:
             self._links.discard(link)
             await link.close()
+
+    async def _until_left_or_released(self, link: _Link) -> None:
+        leaving = asyncio.create_task(link.message())
+        released = asyncio.create_task(self._released.wait())
+        await asyncio.wait({leaving, released}, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done():
+            self.left.set()
+        leaving.cancel()
+        released.cancel()
+        await asyncio.gather(leaving, released, return_exceptions=True)
 
     def _strike(self, message: bytes) -> Fault | None:
         if self._armed is None or not self._armed[1](message):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import asyncpg
 import pytest
 
-from omninode_bridge.adapters.postgres.evidence import PostgresEvidence
-from omninode_bridge.app.audit import audit
-from tests.integration.books import Books
+from omninode_bridge.adapters.postgres.evidence import PostgresEvidence, evidence
+from omninode_bridge.app.audit import LawFinding, audit
+from tests.integration.books import Books, eventually, waited
 from tests.making import COMPLETED, FAILED, MACHINE, draft, failure
 
 # $1 is the topic of completed workflows, whose one shard has the positions 1 to 5.
@@ -31,6 +34,35 @@ DAMAGE = {
             UPDATE log_heads AS h SET position = copy.position, event_id = copy.event_id
             FROM copy WHERE h.topic = copy.topic AND h.shard = copy.shard""",
         "an event was rewritten": "UPDATE event_log SET namespace = 'research' WHERE topic = $1 AND position = 2",
+        "an event tells of another path": "UPDATE metadata_stamps SET file_path = 'x' WHERE file_path = '3'",
+        "an event tells of another size": "UPDATE metadata_stamps SET file_size = 77 WHERE file_path = '3'",
+        "an event tells of another type": "UPDATE metadata_stamps SET content_type = 'a/b' WHERE file_path = '3'",
+        "an event tells of other metadata": "UPDATE metadata_stamps SET metadata = '{}' WHERE file_path = '3'",
+        "an event tells of no intelligence": """
+            UPDATE metadata_stamps SET intelligence = '{"tags": []}' WHERE file_path = '3'""",
+        "an event tells of another origin": """
+            UPDATE metadata_stamps SET digest_origin = 'claimed' WHERE file_path = '3'""",
+        "an event tells of another author": "UPDATE metadata_stamps SET stamped_by = 'x' WHERE file_path = '3'",
+        "an event tells of another state": "UPDATE metadata_stamps SET workflow_state = 'x' WHERE file_path = '3'",
+        "an event took another time": """
+            UPDATE metadata_stamps SET processing_us = processing_us + 1 WHERE file_path = '3'""",
+        "an event tells of another moment": """
+            UPDATE metadata_stamps SET completed_at = completed_at + interval '1 microsecond' WHERE file_path = '3'""",
+        "an event happened at another moment than its stamp": """
+            UPDATE event_log SET body = convert_to(regexp_replace(
+                convert_from(body, 'UTF8'), '"time":"[^"]*"', '"time":"2026-01-01T00:00:00Z"'), 'UTF8')
+            WHERE topic = $1 AND position = 2""",
+        "a failure is told of another path": "UPDATE fsm_states SET file_path = 'z' WHERE state = 'failed'",
+        "a failure is told otherwise": "UPDATE fsm_states SET error_message = 'other' WHERE state = 'failed'",
+        "a failure is told of another step": "UPDATE fsm_states SET step = 'other' WHERE state = 'failed'",
+        "a stamp is filed under another path's key": """
+            UPDATE metadata_stamps SET path_hash = sha256('x') WHERE file_path = '3'""",
+        "a repetition names the stamp of another path": """
+            UPDATE fsm_states SET stamp_id = (SELECT stamp_id FROM metadata_stamps WHERE file_path = '3')
+            WHERE deduplicated""",
+        "events are on another topic": """
+            WITH moved AS (UPDATE log_heads SET topic = 'other' WHERE topic = $1)
+            UPDATE event_log SET topic = 'other' WHERE topic = $1""",
         "an event is not readable": "UPDATE event_log SET body = '{' WHERE topic = $1 AND position = 2",
     },
     2: {
@@ -74,8 +106,9 @@ DAMAGE = {
             UPDATE consumer_positions SET event_id = gen_random_uuid() WHERE topic = $1""",
         "an event that is counted is a dead letter": """
             INSERT INTO dead_letters
-                (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
-            SELECT *, 'no reason' FROM event_log WHERE topic = $1 AND position = 2""",
+                (generation, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
+            SELECT generation, e.*, 'no reason' FROM event_log AS e, state_generations
+            WHERE topic = $1 AND position = 2 AND status = 'live'""",
     },
 }
 
@@ -96,6 +129,34 @@ async def test_damage_is_found_and_put_under_its_law(books: Books, law: int) -> 
             assert not findings[law].holds and findings[law].examples, name
             await transaction.rollback()
     await books.balance()
+
+
+async def test_no_spelling_of_a_number_is_taken_for_a_fault(books: Books) -> None:
+    numbers = [1e16, 1e-7, -1.25e-5, 0.0001, -0.0, 1.0, 5e-324, 1.7976931348623157e308, 123456.75, 10**30, -7]
+    values = [*numbers, {"z": numbers, "a": [None, True, 'ä\u2028\x7f"\\\t']}, "1e+16"]
+    await books.record(books.session(), *(draft(f"{n}", metadata={"project": v}) for n, v in enumerate(values)))
+    await books.balance()
+    assert len(await books.state.rows("metadata.project")) == len(values)
+
+
+@pytest.mark.parametrize("table", ["event_log", "bridge_state", "fsm_states"])
+async def test_an_audit_may_take_longer_than_other_statements_do(books: Books, table: str) -> None:
+    await books.record(books.session(), draft("a"), failure("x"))
+    await books.catch_up()
+    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=0.2) as impatient:
+
+        async def audited() -> list[LawFinding]:
+            async with evidence(impatient) as snapshot:
+                return await audit(snapshot, MACHINE)
+
+        async with books.pool.acquire() as holder:
+            transaction = holder.transaction()
+            await transaction.start()
+            await holder.execute(f"LOCK TABLE {table}")
+            auditing = asyncio.create_task(audited())
+            await eventually(lambda: waited(books, auditing), "the audit waits longer than its pool's limit")
+            await transaction.rollback()
+        assert all(finding.holds for finding in await auditing)
 
 
 async def test_what_a_reducer_has_not_folded_yet_is_no_fault(books: Books) -> None:

@@ -16,7 +16,7 @@ from omninode_bridge.adapters.postgres.ledger import SHARD_LOCK_CLASS
 from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.domain.errors import OutcomeUnknown, ServiceUnavailable
 from omninode_bridge.domain.stamp import Stamp
-from tests.integration.books import Books, eventually, stamps_of
+from tests.integration.books import PATIENCE_S, Books, eventually, stamps_of
 from tests.integration.proxy import Fault, Proxy, is_begin, is_commit, nth_request
 from tests.making import draft, failure, new_id
 
@@ -205,6 +205,8 @@ async def test_a_session_cancelled_at_any_step_of_its_first_commit_opens_again(b
         committing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await committing
+        async with asyncio.timeout(PATIENCE_S):
+            await proxy.left.wait()  # with what it had locked
         proxy.release()
         await books.stamp(session, asked)
         await session.close()

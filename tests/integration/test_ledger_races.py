@@ -19,7 +19,7 @@ from omninode_bridge.adapters.postgres.ledger import SHARD_LOCK_CLASS, PostgresL
 from omninode_bridge.domain.errors import Conflict, InvalidInput, Overloaded, WorkflowFailed
 from omninode_bridge.domain.log import SHARDS_MAX
 from omninode_bridge.domain.stamp import Digest, Draft, Stamp
-from tests.integration.books import Books, stamps_of
+from tests.integration.books import Books, eventually, stamps_of
 from tests.integration.proxy import Proxy
 from tests.making import FACTS, draft, failure, new_id
 
@@ -49,6 +49,22 @@ async def test_writers_of_the_same_paths_and_op_ids_in_mixed_order_are_all_answe
     for name in names:
         history = await books.reads.history("legal.contracts", name)
         assert [stamp.version for stamp in history] == list(range(len(history), 0, -1))
+    await books.balance()
+
+
+async def test_writers_that_meet_the_same_paths_in_opposite_orders_never_deadlock(books: Books) -> None:
+    names = [f"{number:03d}" for number in range(500)]  # enough for the transactions to overlap
+
+    async def write(writer: int) -> None:
+        session = books.session()
+        for turn in range(3):
+            ordered = names if writer % 2 else names[::-1]
+            await books.record(session, *(draft(name, b"%d %d" % (writer, turn), facts=FACTS) for name in ordered))
+        await session.close()
+
+    await asyncio.gather(*map(write, range(4)))
+    await eventually(lambda: _sessions_are_gone(books), "the writers' backends have told what they counted")
+    assert await books.pool.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
     await books.balance()
 
 
@@ -187,3 +203,12 @@ async def _two_owners(books: Books, proxy: Proxy) -> tuple[PostgresLedgerSession
     await books.stamp(second, draft("second"))
     assert first.shard == second.shard == 0
     return first, second
+
+
+async def _sessions_are_gone(books: Books) -> bool:
+    gone: bool = await books.pool.fetchval(
+        "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        SHARD_LOCK_CLASS,
+    )
+    return gone

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import msgspec
 import pytest
 
 from omninode_bridge.adapters.postgres.connection import pool
-from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
+from omninode_bridge.adapters.postgres.state import BUILD_LEASE_S, PostgresEventSource, PostgresStateStore
 from omninode_bridge.app import bootstrap
-from omninode_bridge.app.project import rebuild
+from omninode_bridge.app.bridge import Bridge
+from omninode_bridge.app.project import Projector, rebuild
+from omninode_bridge.app.query import NamespaceState
 from omninode_bridge.app.settings import Settings
-from omninode_bridge.domain.errors import ServiceUnavailable
+from omninode_bridge.domain.errors import ForeignState, ServiceUnavailable
 from omninode_bridge.domain.reduction import State
 from omninode_bridge.nodes.reducer.v1_0_0 import node as reducer_node
-from tests.integration.books import Books
+from omninode_bridge.ports import fingerprint
+from tests.integration.books import Books, eventually, waited
 from tests.integration.proxy import Fault, Proxy, nth_request
 from tests.making import GROUPINGS, draft, failure
 
+# One record can't be read, and can be again.
+CORRUPT = "UPDATE event_log SET body = 'x' || body WHERE topic = 'workflow.stamping.completed' AND position = 3"
+MEND = "UPDATE event_log SET body = substr(body, 2) WHERE body LIKE 'x%'"
 HOURLY = msgspec.structs.replace(GROUPINGS, window_ms=3_600_000, metadata_fields=("team",))
 
 
@@ -74,26 +81,185 @@ async def test_rebuilds_at_once_all_end_and_give_the_same_totals(books: Books) -
     await books.balance()
 
 
-async def test_a_changed_contract_is_folded_and_swapped_in_when_a_bridge_starts(books: Books, tmp_path: Path) -> None:
+async def test_a_changed_contract_is_folded_and_swapped_in_when_up_starts(books: Books, tmp_path: Path) -> None:
     async with bootstrap.connect(books.url, Settings.read()) as bridge:
-        for number in range(5):
-            books.acknowledge([await bridge.stamp(b"%d" % number, file_path=f"{number}", namespace="legal")])
+        await _stamp_five(books, bridge)
         before = await bridge.state("legal")
-        shipped = (Path(reducer_node.__file__).parent / "contract.yaml").read_text(encoding="utf-8")
-        hours = shipped.replace("window_size_ms: 60000", "window_size_ms: 3600000")
-        changed = tmp_path / "contract.yaml"
-        changed.write_text(hours.replace("metadata.project", "metadata.team"), encoding="utf-8")
-        async with bootstrap.connect(books.url, Settings.read(reducer_contract=changed)) as hourly:
+        async with bootstrap.connect(books.url, _hourly(tmp_path), "up") as hourly:
             after = await hourly.state("legal")
             assert after.groupings == tuple(
                 "metadata.team" if name == "metadata.project" else name for name in before.groupings
             )
             assert {row.group_key[14:] for row in after.by("time_window")} == {"00:00Z"}
             assert (after.total_stamps, after.total_size_bytes) == (before.total_stamps, before.total_size_bytes)
-            # The bridge with the old contract can't fold into this state, and says so.
+            # The bridge with the old contract can't fold into this state nor read it, and says so, also while
+            # there is nothing new; it still stamps.
+            await _is_told(bridge)
             books.acknowledge([await bridge.stamp(b"later", file_path="later", namespace="legal")])
+            await _is_told(bridge)
             assert (await hourly.state("legal")).total_stamps == 6
             assert all(finding.holds for finding in await hourly.audit())
+            with pytest.raises(ForeignState, match="another reducer contract"):
+                await bridge.rebuild("legal")
+            assert (await hourly.state("legal")).total_stamps == 6
+
+
+async def test_a_command_with_another_contract_leaves_the_state_alone_until_it_is_told_to_rebuild(
+    books: Books, tmp_path: Path
+) -> None:
+    async with bootstrap.connect(books.url, Settings.read()) as bridge:
+        await _stamp_five(books, bridge)
+        async with bootstrap.connect(books.url, _hourly(tmp_path)) as hourly:
+            await _is_told(hourly)
+            books.acknowledge([await hourly.stamp(b"6", file_path="6", namespace="legal")])
+            await hourly.query.up_to_date()
+            assert len(await hourly.history("6", "legal")) == 1
+            assert all(finding.holds for finding in await hourly.audit())
+            await _is_told(hourly)
+            assert (await bridge.state("legal")).total_stamps == 6
+            await hourly.rebuild()
+            assert {row.group_key[14:] for row in (await hourly.state("legal")).by("time_window")} == {"00:00Z"}
+            await _is_told(bridge)
+            await bridge.rebuild()
+            assert (await bridge.state("legal")).total_stamps == 6
+            await _is_told(hourly)
+
+
+async def test_of_two_contracts_that_start_at_once_on_a_new_database_one_is_followed(
+    books: Books, tmp_path: Path
+) -> None:
+    minutely = bootstrap.connect(books.url, Settings.read(), "up")
+    hourly = bootstrap.connect(books.url, _hourly(tmp_path), "up")
+    async with AsyncExitStack() as stack:
+        bridges = await asyncio.gather(stack.enter_async_context(minutely), stack.enter_async_context(hourly))
+        for number, bridge in enumerate(bridges):
+            books.acknowledge([await bridge.stamp(b"%d" % number, file_path=f"{number}", namespace="legal")])
+        answers = await asyncio.gather(*(bridge.state("legal") for bridge in bridges), return_exceptions=True)
+        (state,) = (answer for answer in answers if not isinstance(answer, ForeignState))
+        assert isinstance(state, NamespaceState)
+        assert state.total_stamps == 2
+    # Whoever was displaced comes back with a new start.
+    async with bootstrap.connect(books.url, Settings.read(), "up") as bridge:
+        assert (await bridge.state("legal")).total_stamps == 2
+
+
+async def test_a_folder_that_nobody_else_uses_follows_the_contract_and_one_that_up_runs_does_not(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    async with bootstrap.embedded(folder, Settings.read(), "up") as running:
+        await running.stamp(b"1", file_path="1", namespace="legal")
+        async with bootstrap.embedded(folder, _hourly(tmp_path)) as attached:
+            await _is_told(attached)
+            await attached.stamp(b"2", file_path="2", namespace="legal")
+        assert (await running.state("legal")).total_stamps == 2
+    async with bootstrap.embedded(folder, _hourly(tmp_path)) as alone:
+        state = await alone.state("legal")
+        assert state.total_stamps == 2
+        assert {row.group_key[14:] for row in state.by("time_window")} == {"00:00Z"}
+
+
+async def test_a_record_that_can_be_read_again_is_counted_and_its_letter_closed(books: Books) -> None:
+    await _fill(books)
+    right = await books.state.rows(None)
+    first = None
+    for _ in range(2):
+        await books.pool.execute(CORRUPT)
+        await rebuild(books.source, books.state, GROUPINGS)
+        assert await books.state.rows(None) != right
+        ((identity, status),) = await books.pool.fetch("SELECT id, status FROM dead_letters")
+        first = first or identity
+        assert (identity, status) == (first, "open")  # the same letter again
+        assert all(finding.holds for finding in await books.audit())
+        await books.pool.execute(MEND)
+        await rebuild(books.source, books.state, GROUPINGS)
+        assert await books.state.rows(None) == right
+        assert await books.pool.fetchval("SELECT status FROM dead_letters") == "replayed"
+        await books.balance()
+
+
+@pytest.mark.parametrize("namespace", [None, "legal"])
+async def test_a_discarded_letter_stays_so_while_its_record_is_not_readable(
+    books: Books, namespace: str | None
+) -> None:
+    await _fill(books)
+    await books.pool.execute(CORRUPT)
+    await rebuild(books.source, books.state, GROUPINGS)
+    await books.pool.execute("UPDATE dead_letters SET status = 'discarded'")
+    await rebuild(books.source, books.state, GROUPINGS, namespace=namespace)
+    assert [row["status"] for row in await books.pool.fetch("SELECT status FROM dead_letters")] == ["discarded"]
+    assert all(finding.holds for finding in await books.audit())
+    await books.pool.execute(MEND)
+    await rebuild(books.source, books.state, GROUPINGS, namespace=namespace)
+    await books.balance()
+
+
+async def test_a_letter_of_a_state_that_is_being_built_says_nothing_of_the_live_one(books: Books) -> None:
+    await _fill(books)
+    await books.pool.execute(CORRUPT)
+    building = await books.state.begin(fingerprint(GROUPINGS))
+    await Projector(books.source, books.state, GROUPINGS, building=building).catch_up(await books.source.heads())
+    await books.pool.execute(MEND)
+    assert await books.count("dead_letters") == 1
+    await books.balance()
+    await books.state.discard(building)
+    assert await books.count("dead_letters") == 0
+
+
+async def test_what_a_killed_rebuild_leaves_is_dropped_by_the_next_one(books: Books) -> None:
+    await _fill(books)
+    await books.pool.execute(CORRUPT)
+    killed = await books.state.begin(fingerprint(GROUPINGS))
+    await Projector(books.source, books.state, GROUPINGS, building=killed).step()
+    await books.pool.execute(MEND)
+    await books.pool.execute(
+        "UPDATE state_generations SET touched_at = touched_at - make_interval(secs => $1)", BUILD_LEASE_S + 1
+    )
+    working = await books.state.begin(fingerprint(GROUPINGS))
+    assert await _generations(books) == ["live", "building"]
+    await rebuild(books.source, books.state, GROUPINGS)
+    assert await books.pool.fetchval("SELECT count(*) FROM bridge_state WHERE generation = $1", killed.number) == 0
+    assert await books.state.positions(killed) == {}
+    assert await books.count("dead_letters") == 0
+    # The one that came back from the dead is refused; the one at work goes on.
+    with pytest.raises(ServiceUnavailable, match="start the rebuild again"):
+        await Projector(books.source, books.state, GROUPINGS, building=killed).step()
+    heads = await books.source.heads()
+    await Projector(books.source, books.state, GROUPINGS, building=working).catch_up(heads, exactly=True)
+    assert await books.state.swap(working)
+    await books.balance()
+
+
+async def test_a_rebuild_at_work_keeps_its_lease(books: Books) -> None:
+    await _fill(books)
+    building = await books.state.begin(fingerprint(GROUPINGS))
+    builder = Projector(books.source, books.state, GROUPINGS, building=building, batch_max=5)
+    for _ in range(3):
+        await books.pool.execute(
+            "UPDATE state_generations SET touched_at = touched_at - make_interval(secs => $1)", BUILD_LEASE_S + 1
+        )
+        assert await builder.step()
+        await books.state.sweep()
+        assert await _generations(books) == ["live", "building"]
+    await books.state.discard(building)
+    await books.balance()
+
+
+async def test_a_swap_may_take_longer_than_other_statements_do(books: Books) -> None:
+    await _fill(books)
+    building = await books.state.begin(fingerprint(GROUPINGS))
+    heads = await books.source.heads()
+    await Projector(books.source, books.state, GROUPINGS, building=building).catch_up(heads, exactly=True)
+    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=0.2) as impatient:
+        async with books.pool.acquire() as holder:
+            transaction = holder.transaction()
+            await transaction.start()
+            await holder.execute("LOCK TABLE bridge_state")
+            swapping = asyncio.create_task(PostgresStateStore(impatient).swap(building))
+            await eventually(lambda: waited(books, swapping), "the swap waits longer than its pool's limit")
+            await transaction.rollback()
+        assert await swapping
+    await books.balance()
 
 
 async def test_a_reducer_with_another_contract_than_the_live_states_folds_nothing(books: Books) -> None:
@@ -102,7 +268,7 @@ async def test_a_reducer_with_another_contract_than_the_live_states_folds_nothin
     await old.catch_up(await books.source.heads())
     await rebuild(books.source, books.state, HOURLY)
     await books.record(books.session(), draft("new"))
-    with pytest.raises(ServiceUnavailable, match="another reducer contract"):
+    with pytest.raises(ForeignState, match="another reducer contract"):
         await old.catch_up(await books.source.heads())
     await books.balance(groupings=HOURLY)
 
@@ -195,6 +361,32 @@ async def _fill(books: Books, *namespaces: str) -> None:
             )
     await books.catch_up()
     await session.close()
+
+
+async def _stamp_five(books: Books, bridge: Bridge) -> None:
+    for number in range(5):
+        books.acknowledge([await bridge.stamp(b"%d" % number, file_path=f"{number}", namespace="legal")])
+
+
+async def _is_told(bridge: Bridge) -> None:
+    """Whatever of the state is asked for: never the rows of another contract, always the sentence."""
+    for ask in (
+        lambda: bridge.state("legal"),
+        lambda: bridge.state("never.used"),
+        bridge.states,
+        bridge.query.namespaces,
+    ):
+        with pytest.raises(ForeignState, match=r"another reducer contract \(generation \d+\).*rebuild"):
+            await ask()
+
+
+def _hourly(folder: Path) -> Settings:
+    """Settings with a changed contract."""
+    shipped = (Path(reducer_node.__file__).parent / "contract.yaml").read_text(encoding="utf-8")
+    hours = shipped.replace("window_size_ms: 60000", "window_size_ms: 3600000")
+    changed = folder / "contract.yaml"
+    changed.write_text(hours.replace("metadata.project", "metadata.team"), encoding="utf-8")
+    return Settings.read(reducer_contract=changed)
 
 
 async def _generations(books: Books) -> list[str]:

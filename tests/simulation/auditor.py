@@ -6,7 +6,7 @@ member of every group in a list, and adds up at the end.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -30,8 +30,12 @@ class Findings(NamedTuple):
     faults: list[str]
 
 
-def audit(log: Mapping[tuple[str, int], Iterable[Row]], groupings: Mapping[str, Any]) -> Findings:
-    """Read the whole log; `groupings` is the reducer's contract as JSON has it."""
+def audit(
+    log: Mapping[tuple[str, int], Iterable[Row]],
+    groupings: Mapping[str, Any],
+    letters: Collection[tuple[str, int, int]] = (),
+) -> Findings:
+    """Read the whole log; `groupings` is the reducer's contract as JSON has it. What has a letter is in no group."""
     members: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     found = Findings({}, {}, [], set(), [])
     for (topic, shard), rows in log.items():
@@ -54,6 +58,8 @@ def audit(log: Mapping[tuple[str, int], Iterable[Row]], groupings: Mapping[str, 
             ):
                 found.faults.append(f"{topic}/{shard}/{position}: the event says otherwise than its row")
             _file(event, found)
+            if (topic, shard, position) in letters:
+                continue
             for aggregation_type, key in _keys(event, groupings):
                 members[event["namespace"], aggregation_type, key].append(event)
     found.groups.update({group: _totals(events) for group, events in members.items()})

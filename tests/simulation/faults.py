@@ -117,8 +117,10 @@ class MortalState:
         await self._process.point("before discarding")
         await self._state.discard(building)
 
-    async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
-        return await self._state.rows(aggregation_type, namespace)
+    async def rows(
+        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+    ) -> State:
+        return await self._state.rows(aggregation_type, namespace, fingerprint=fingerprint)
 
 
 class FaultySource:

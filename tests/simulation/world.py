@@ -19,7 +19,7 @@ from omninode_bridge.adapters.memory import (
 )
 from omninode_bridge.app.project import Projector, rebuild
 from omninode_bridge.domain.errors import BridgeError, LawBroken, OutcomeUnknown, ServiceUnavailable
-from omninode_bridge.domain.log import Head
+from omninode_bridge.domain.log import Head, Record
 from omninode_bridge.domain.recording import Decision, Verdict
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.stamp import Outcome
@@ -45,6 +45,14 @@ class WornStore(MemoryStore):
     def __init__(self, chaos: Chaos) -> None:
         super().__init__()
         self._chaos = chaos
+        self._damaged: list[Record] = []
+        """As they were."""
+
+    def mend(self) -> None:
+        """Make a record readable again, which a reducer may have met before."""
+        if self._damaged and self._chaos.strikes("body mended", 0.3):
+            record = self._damaged.pop()
+            self.log[record.topic, record.shard][record.position - 1] = record
 
     def write(self, decision: Decision, heads: Mapping[str, Head]) -> bool:
         written = super().write(decision, heads)
@@ -54,6 +62,7 @@ class WornStore(MemoryStore):
             record = decision.records[-1]
             damaged = msgspec.structs.replace(record, body=record.body[: len(record.body) // 2])
             self.log[record.topic, record.shard][-1] = damaged
+            self._damaged.append(record)
         return written
 
 
@@ -81,6 +90,7 @@ class World:
                 background.create_task(self._project())
             for _ in range(REBUILDERS):
                 background.create_task(self._rebuild())
+            background.create_task(self._mend())
             async with asyncio.TaskGroup() as clients:
                 for _ in range(CLIENTS):
                     clients.create_task(self._client())
@@ -93,6 +103,10 @@ class World:
         live = await self.state.live()
         assert live is not None
         assert beyond(await self.state.positions(live), await self.source.heads()) == []
+
+    async def rebuild(self) -> None:
+        """Fold everything anew, in peace."""
+        await rebuild(self.source, self.state, await self._contract())
 
     async def again(self, outcomes: Sequence[Outcome]) -> list[Verdict]:
         """Ask once more, in peace."""
@@ -173,6 +187,12 @@ class World:
             except (Died, LawBroken, ServiceUnavailable):
                 continue
             self.chaos.seen["one namespace rebuilt" if partly else "all rebuilt"] += 1
+
+    async def _mend(self) -> None:
+        while self._busy:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            self.store.mend()
 
     async def _contract(self) -> Groupings:
         live = await self.state.live()

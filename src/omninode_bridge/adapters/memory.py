@@ -14,8 +14,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain, zip_longest
 
-from omninode_bridge.domain.log import START, Head, Record, ShardKey
+from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
 from omninode_bridge.domain.names import canonical_json, path_hash, uuid7
 from omninode_bridge.domain.recording import (
     Decision,
@@ -32,7 +33,7 @@ from omninode_bridge.domain.recording import (
 from omninode_bridge.domain.reduction import EMPTY, State, merge, merge_states
 from omninode_bridge.domain.stamp import Outcome, Stamp
 from omninode_bridge.domain.workflow import Plan
-from omninode_bridge.ports import Clock, DeadLetter, Generation, IdSource, KnownFile
+from omninode_bridge.ports import READ_BYTES_MAX, Clock, DeadLetter, Generation, IdSource, KnownFile, foreign_state
 
 
 class FixedClock:
@@ -66,12 +67,14 @@ class SeededIds:
 
 
 class Folding:
-    """What `bridge_state` and `consumer_positions` hold of one generation."""
+    """What `bridge_state`, `consumer_positions` and `dead_letters` hold of one generation."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.state: State = {}
         self.positions: dict[ShardKey, Head] = {}
+        self.dead_letters: dict[tuple[str, int, int], DeadLetter] = {}
+        """By topic, shard and position."""
 
 
 class MemoryStore:
@@ -90,8 +93,11 @@ class MemoryStore:
         """The live generation and those being built, by number."""
         self.generations = 0
         self.live: int | None = None
-        self.dead_letters: dict[tuple[str, int, int], DeadLetter] = {}
-        """By topic, shard and position: a rebuild that meets the same record again adds none."""
+
+    @property
+    def dead_letters(self) -> dict[tuple[str, int, int], DeadLetter]:
+        """What the live generation lacks, by topic, shard and position."""
+        return {} if self.live is None else self.foldings[self.live].dead_letters
 
     def head(self, key: ShardKey) -> Head:
         records = self.log.get(key)
@@ -178,10 +184,20 @@ class MemoryEventSource:
         self._store = store
 
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
+        news = [(records, after.get(key, START).position) for key, records in self._store.log.items()]
+        taken = shares([max(0, len(records) - start) for records, start in news], limit)
+        turns = zip_longest(
+            *(records[start : start + share] for (records, start), share in zip(news, taken, strict=True))
+        )
         found: list[Record] = []
-        for key, records in self._store.log.items():
-            position = after.get(key, START).position
-            found += records[position : position + limit]
+        size = 0
+        for record in chain.from_iterable(turns):
+            if record is None:
+                continue
+            size += len(record.body)
+            if found and size > READ_BYTES_MAX:
+                break
+            found.append(record)
         return found
 
     async def heads(self) -> dict[ShardKey, Head]:
@@ -225,7 +241,7 @@ class MemoryStateStore:
         folding.positions.update((key, target) for key, (_, target) in moves.items())
         for letter in dead_letters:
             record = letter.record
-            self._store.dead_letters.setdefault((record.topic, record.shard, record.position), letter)
+            folding.dead_letters.setdefault((record.topic, record.shard, record.position), letter)
         return True
 
     async def swap(self, building: Generation) -> bool:
@@ -242,6 +258,10 @@ class MemoryStateStore:
         others = {group: totals for group, totals in live.state.items() if group[0] != building.namespace}
         own = {group: totals for group, totals in built.state.items() if group[0] == building.namespace}
         live.state = merge_states(others, own)
+        for place, letter in list(live.dead_letters.items()):
+            if letter.record.namespace == building.namespace:
+                del live.dead_letters[place]
+        live.dead_letters.update(built.dead_letters)
         del store.foldings[building.number]
         return True
 
@@ -249,8 +269,12 @@ class MemoryStateStore:
         if building.number != self._store.live:
             self._store.foldings.pop(building.number, None)
 
-    async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
+    async def rows(
+        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+    ) -> State:
         folding = self._live()
+        if folding and fingerprint not in (None, folding.generation.fingerprint):
+            raise foreign_state(folding.generation.number)
         return {
             group: totals
             for group, totals in (folding.state.items() if folding else ())
@@ -299,7 +323,8 @@ class MemoryReads:
 
     async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
         for (owner, _), workflow in sorted(self._store.workflows.items(), key=lambda item: item[0]):
-            if namespace in (None, owner):
+            counts = not workflow.deduplicated and (workflow.stamp_id or workflow.error_code) is not None
+            if counts and namespace in (None, owner):
                 yield self._store.prior(workflow)
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:

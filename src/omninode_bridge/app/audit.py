@@ -1,8 +1,9 @@
 """The laws, checked on live data by code that shares nothing with what it checks.
 
 Totals are computed again from the raw bytes with the standard library's json and plain dictionaries: not
-with the domain's fold, not with its decoder. Law 1, 2 and 6's positions are looked for by SQL in the same
-snapshot. Law 3 replays each distinct history through the contract's machine.
+with the domain's fold, not with its decoder. Each event is held against the rows that it tells of, field by
+field. Law 1, 2 and 6's positions are looked for by SQL in the same snapshot. Law 3 replays each distinct
+history through the contract's machine: a contract that drops or renames a state makes old histories illegal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from omninode_bridge.ports import AuditedEvent, Evidence
 
 EXAMPLES_MAX = 20
 """Faults listed a law; the count is always whole."""
+_JSON = ("metadata", "intelligence")
 
 
 class LawFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +43,7 @@ async def audit(evidence: Evidence, machine: Machine) -> list[LawFinding]:
     """Check laws 1, 2, 3 and 6 and return a finding for each."""
     live = await evidence.live()
     tally = _Tally(json.loads(live.fingerprint) if live else None)
-    async for event in evidence.events(live.consumer if live else ""):
+    async for event in evidence.events(live):
         tally.add(event)
     counts = [*tally.faults, *await evidence.count_faults()]
     state = await evidence.state()
@@ -79,18 +81,24 @@ class _Tally:
 
     def _compare(self, event: AuditedEvent, body: dict[str, Any], place: str) -> None:
         record, data = event.record, body["data"]
-        said = (body["id"], body["previousid"], body["namespace"], body["subject"], body["position"], body["shard"])
-        kept = (
+        # The topic as it was named when the event was written: the contract may have renamed it since.
+        said = tuple(body[name] for name in ("id", "previousid", "namespace", "subject", "position", "shard", "type"))
+        logged = (
             record.event_id, record.previous_id, record.namespace, record.workflow_id, record.position, record.shard,
+            record.topic,
         )  # fmt: skip
-        if said != kept:
-            self.faults.append(f"{place}: the event says {said}, the log {kept}")
-        if "stamp_id" in data:
-            told = (data["stamp_id"], data["file_hash"], data["version"])
-            if told != (event.stamp_id, event.file_hash, event.version):
-                self.faults.append(f"{place}: the event tells of stamp {told}, the ledger has {event.stamp_id}")
-        elif data["error_code"] != event.error_code:
-            self.faults.append(f"{place}: the event tells of a failure that its workflow does not have")
+        if said != logged:
+            self.faults.append(f"{place}: the event says {said}, the log {logged}")
+        what = "stamp_id" if "stamp_id" in data else "error_code"
+        if what not in event.kept:
+            self.faults.append(f"{place}: the event tells of {what} {data[what]}, which its workflow does not have")
+            return
+        kept = event.kept | {"namespace": record.namespace, "workflow_id": record.workflow_id}
+        differing = sorted(name for name, value in kept.items() if _told(data, name) != _comparable(name, value))
+        if what == "stamp_id" and datetime.fromisoformat(body["time"]) != kept["completed_at"]:
+            differing.append("time")
+        if differing:
+            self.faults.append(f"{place}: the event of {what} {data[what]} and the ledger differ in {differing}")
 
     def _count(self, body: dict[str, Any]) -> None:
         for group in self._groups_of(body):
@@ -131,10 +139,41 @@ class _Tally:
         for field in wanted["metadata_fields"]:
             if field in data["metadata"]:
                 value = data["metadata"][field]
-                if not isinstance(value, str):
-                    value = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-                groups.append((namespace, f"metadata.{field}", _short(value)))
+                key = value if isinstance(value, str) else _json(value)
+                groups.append((namespace, f"metadata.{field}", _short(key)))
         return groups
+
+
+def _told(data: dict[str, Any], name: str) -> Any:
+    """Return what an event says of a column, in the form of `_comparable`."""
+    if name.endswith("_us"):
+        return round(data[f"{name[:-2]}ms"] * 1000)
+    if name.endswith("_at"):
+        return datetime.fromisoformat(data[name])
+    return _json(data[name]) if name in _JSON else data[name]
+
+
+def _comparable(name: str, value: Any) -> Any:
+    return _json(None if value is None else json.loads(value)) if name in _JSON else value
+
+
+def _json(value: Any) -> str:
+    """Return the one spelling of a JSON value: sorted keys, no spaces, numbers as short as they can be."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_json(key)}:{_json(value[key])}" for key in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    return _number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float) -> str:
+    """Return a float's shortest digits: Python pads the exponent, signs it, and needs one below 0.0001 already."""
+    digits, _, exponent = repr(value).partition("e")
+    if not exponent:
+        return digits
+    if int(exponent) == -5:
+        return f"{'-' if value < 0 else ''}0.0000{digits.lstrip('-').replace('.', '')}"
+    return f"{digits}e{int(exponent)}"
 
 
 def _differences(

@@ -30,11 +30,11 @@ from omninode_bridge.adapters.system import utc_now, uuid7_batch
 from omninode_bridge.app.audit import LawFinding, audit
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.ingest import Ingest
-from omninode_bridge.app.project import Projector, rebuild
+from omninode_bridge.app.project import Projector, live_generation, rebuild
 from omninode_bridge.app.query import Query
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.app.tree import Tree
-from omninode_bridge.domain.errors import ServiceUnavailable
+from omninode_bridge.domain.errors import Overloaded, ServiceUnavailable
 from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
@@ -44,6 +44,8 @@ from omninode_bridge.ports import fingerprint
 DEATH_S = 10.0
 """How long to look whether a server that refuses connections recovers or dies."""
 DEATH_LOOK_S = 0.1
+AUDITS_MAX = 1
+"""Audits under way at once. Each holds a connection of the pool for as long as reading the whole database takes."""
 
 type Kind = Literal["up", "command"]
 """A process that others may attach to, or one that uses the data directory alone."""
@@ -67,18 +69,26 @@ class Maintenance:
         self._contracts = contracts
         self._source = source
         self._state = state
+        self._audits = asyncio.Semaphore(AUDITS_MAX)
 
     async def audit(self) -> list[LawFinding]:
-        async with evidence(self._pool) as snapshot:
+        """Check the laws; Overloaded while an audit of this process is under way."""
+        if self._audits.locked():
+            raise Overloaded("an audit is under way: wait for its findings, or try again later")
+        async with self._audits, evidence(self._pool) as snapshot:
             return await audit(snapshot, self._contracts.orchestrator.plan.machine)
 
     async def rebuild(self, namespace: str | None = None) -> None:
         await rebuild(self._source, self._state, self._contracts.reducer.groupings, namespace=namespace)
 
     async def follow_contract(self) -> None:
-        """Fold the log anew when the reducer's contract is not the one that the live state was folded by."""
-        live = await self._state.live()
-        if live is not None and live.fingerprint != fingerprint(self._contracts.reducer.groupings):
+        """Fold the log anew when the reducer's contract is not the one that the live state was folded by.
+
+        For the process whose business the state is: others have no say in what their neighbours read.
+        """
+        await self._state.sweep()
+        live = await live_generation(self._state, self._contracts.reducer.groupings)
+        if live.fingerprint != fingerprint(self._contracts.reducer.groupings):
             await self.rebuild()
 
     async def ready(self) -> None:
@@ -97,7 +107,7 @@ class Maintenance:
 async def open_bridge(settings: Settings, kind: Kind = "command") -> AsyncIterator[Bridge]:
     """Open the bridge that the settings describe: on your server, or on the embedded one."""
     if settings.database_url is not None:
-        async with connect(settings.database_url, settings) as bridge:
+        async with connect(settings.database_url, settings, kind) as bridge:
             yield bridge
     else:
         async with embedded(settings.data_dir, settings, kind) as bridge:
@@ -117,13 +127,18 @@ async def embedded(
             await migrate(session)
         finally:
             await session.close()
-        async with _assemble(server.dsn, settings, contracts, server.died) as bridge:
+        keeper = kind == "up" or not server.attached
+        async with _assemble(server.dsn, settings, contracts, keeper, server.died) as bridge:
             yield bridge
 
 
 @asynccontextmanager
-async def connect(database_url: str, settings: Settings | None = None) -> AsyncIterator[Bridge]:
-    """Open a bridge on your own PostgreSQL; SchemaMismatch unless its schema is this program's."""
+async def connect(database_url: str, settings: Settings | None = None, kind: Kind = "command") -> AsyncIterator[Bridge]:
+    """Open a bridge on your own PostgreSQL; SchemaMismatch unless its schema is this program's.
+
+    Where the state is kept by another reducer contract than the settings', only `up` folds it anew at its start;
+    a command's reads of the state raise ForeignState until it calls `rebuild`.
+    """
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
     session = await postgres.connect(database_url)
@@ -131,7 +146,7 @@ async def connect(database_url: str, settings: Settings | None = None) -> AsyncI
         await require_current(session)
     finally:
         await session.close()
-    async with _assemble(database_url, settings, contracts) as bridge:
+    async with _assemble(database_url, settings, contracts, kind == "up") as bridge:
         yield bridge
 
 
@@ -184,14 +199,16 @@ async def _death(server: EmbeddedPostgres) -> ServiceUnavailable | None:
 
 @asynccontextmanager
 async def _assemble(
-    url: str, settings: Settings, contracts: Contracts, died: Died | None = None
+    url: str, settings: Settings, contracts: Contracts, keeper: bool, died: Died | None = None
 ) -> AsyncIterator[Bridge]:
+    """`keeper`: the state is this process's business; it is to follow this process's contract."""
     plan, groupings = contracts.orchestrator.plan, contracts.reducer.groupings
     hasher, intelligence = Blake3Hasher(), LocalIntelligence()
     async with postgres.pool(url) as pool:
         source, state, reads = PostgresEventSource(pool), PostgresStateStore(pool), PostgresReads(pool)
         maintenance = Maintenance(pool, contracts, source, state, died)
-        await maintenance.follow_contract()
+        if keeper:
+            await maintenance.follow_contract()
         projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size)
         sessions = [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)]
         async with (

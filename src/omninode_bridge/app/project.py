@@ -16,10 +16,10 @@ from omninode_bridge.domain.errors import CorruptEvent, LawBroken, ServiceUnavai
 from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.domain.reduction import Groupings, Item, fold, item_of
-from omninode_bridge.ports import DeadLetter, EventSource, Generation, StateStore, fingerprint
+from omninode_bridge.ports import DeadLetter, EventSource, Generation, StateStore, fingerprint, foreign_state
 
 BATCH_EVENTS_MAX = 2000
-"""Events a shard and transaction: large enough that the upsert of the totals costs nothing an event."""
+"""Events a transaction: large enough that the upsert of the totals costs nothing an event."""
 SWAP_TRIES_MAX = 1000
 """Each try folds only what came in since the last one, so the two meet soon."""
 POLL_S = 0.2
@@ -113,23 +113,11 @@ class Projector:
 
     async def _current(self) -> Generation:
         if self._generation is None:
-            live = await self._state.live() or await self._begin()
+            live = await live_generation(self._state, self._groupings)
             if live.fingerprint != fingerprint(self._groupings):
-                raise ServiceUnavailable(
-                    "the live state is folded by another reducer contract than this process has: "
-                    "restart this process with that contract, or `omninode-bridge rebuild` with this one"
-                )
+                raise foreign_state(live.number)
             self._generation = live
         return self._generation
-
-    async def _begin(self) -> Generation:
-        """Return the first generation of a new database, ours or that of another process that starts too."""
-        begun = await self._state.begin(fingerprint(self._groupings))
-        live = await self._state.live()
-        assert live is not None
-        if live != begun:
-            await self._state.discard(begun)
-        return live
 
     def _forget(self) -> None:
         """Read generation and positions again at the next step."""
@@ -176,12 +164,25 @@ class Projector:
         return items, letters
 
 
+async def live_generation(state: StateStore, groupings: Groupings) -> Generation:
+    """Return the live generation. A new database gets its first one, ours or that of another process starting too."""
+    if (live := await state.live()) is not None:
+        return live
+    begun = await state.begin(fingerprint(groupings))
+    live = await state.live()
+    assert live is not None
+    if live != begun:
+        await state.discard(begun)
+    return live
+
+
 async def rebuild(
     source: EventSource, state: StateStore, groupings: Groupings, *, namespace: str | None = None
 ) -> Generation:
     """Fold the log anew, beside the live state, and swap the result in at equal positions.
 
-    Readers see the old state until the swap and the new one after it. `namespace` limits the rebuild to one.
+    Readers see the old state until the swap and the new one after it. `namespace` limits the rebuild to one:
+    ForeignState when the others are folded by another contract.
     """
     building = await state.begin(fingerprint(groupings), namespace)
     fresh = Projector(source, state, groupings, building=building)
@@ -193,6 +194,8 @@ async def rebuild(
         for _ in range(SWAP_TRIES_MAX):
             if (live := await state.live()) is None:
                 break
+            if building.namespace is not None and live.fingerprint != building.fingerprint:
+                raise foreign_state(live.number)
             await fresh.catch_up(await state.positions(live), exactly=True)
             if await state.swap(building):
                 return building

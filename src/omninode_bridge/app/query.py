@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 
-from omninode_bridge.app.project import Projector
-from omninode_bridge.domain.errors import NotFound, StateBehind
+from omninode_bridge.app.project import Heads, Projector
+from omninode_bridge.domain.errors import ForeignState, NotFound, ServiceUnavailable, StateBehind
 from omninode_bridge.domain.log import START
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.reduction import EMPTY, Groupings, GroupKey, Moment, State, Totals
 from omninode_bridge.domain.stamp import microseconds
-from omninode_bridge.ports import EventSource, Reads, StateStore
+from omninode_bridge.ports import EventSource, Reads, StateStore, fingerprint
 
 WORKFLOW_ROWS_MAX = 1000
 """A state carries its rows by workflow up to this number; beyond it they are streamed."""
@@ -55,7 +56,10 @@ class NamespaceState(StateRow, frozen=True, kw_only=True):
 
 
 class Query:
-    """Reads that wait for the reducer first. `timeout_s` bounds that wait."""
+    """Reads that wait for the reducer first. `timeout_s` bounds that wait.
+
+    Rows come from a state of these groupings or not at all: ForeignState when another contract keeps it.
+    """
 
     def __init__(
         self,
@@ -74,12 +78,24 @@ class Query:
         self._timeout_s = timeout_s
 
     async def up_to_date(self) -> None:
-        """Return once the state has every event committed before the call; StateBehind when it takes too long."""
-        heads = await self._source.heads()
+        """Return once the state has every event committed before the call; StateBehind when it takes too long.
+
+        A state that another contract keeps is brought up to date by its own reducers: this returns at once.
+        """
+        with suppress(ForeignState):
+            await self._caught_up()
+
+    async def _caught_up(self) -> None:
+        heads: Heads = {}
         try:
             async with asyncio.timeout(self._timeout_s):
+                heads = await self._source.heads()
                 await self._projector.catch_up(heads)
         except TimeoutError as error:
+            if not heads:
+                raise ServiceUnavailable(
+                    f"PostgreSQL did not tell the log's heads in {self._timeout_s:g} s: try again"
+                ) from error
             live = await self._state.live()
             at = await self._state.positions(live) if live else {}
             lag = sum(head.position - min(head.position, at.get(key, START).position) for key, head in heads.items())
@@ -91,19 +107,15 @@ class Query:
 
     async def namespaces(self) -> list[StateRow]:
         """Return the totals of every namespace, by name."""
-        await self.up_to_date()
-        return _rows(await self._state.rows("namespace"))
+        return _rows(await self._stored("namespace"))
 
     async def rows(self, grouping: str, namespace: str | None = None) -> list[StateRow]:
         """Return the rows of one stored grouping, of one namespace or of all."""
-        self._groupings.check(grouping)
-        await self.up_to_date()
-        return _rows(await self._state.rows(grouping, namespace))
+        return _rows(await self._stored(self._groupings.check(grouping), namespace))
 
     async def namespace(self, namespace: str) -> NamespaceState:
         """Return the state of a namespace; one that was never used has zeros."""
-        await self.up_to_date()
-        groups = await self._state.rows(None, namespace)
+        groups = await self._stored(None, namespace)
         totals = groups.get((namespace, "namespace", namespace), EMPTY)
         rows, names = _rows(groups), self._groupings.names()
         if totals.total_stamps + totals.failed <= WORKFLOW_ROWS_MAX:
@@ -118,6 +130,10 @@ class Query:
             totals = workflow_totals(prior)
             if totals != EMPTY:
                 yield _row((prior.workflow.namespace, "workflow", prior.workflow.workflow_id), totals)
+
+    async def _stored(self, grouping: str | None, namespace: str | None = None) -> State:
+        await self._caught_up()
+        return await self._state.rows(grouping, namespace, fingerprint=fingerprint(self._groupings))
 
 
 def workflow_totals(prior: Prior) -> Totals:

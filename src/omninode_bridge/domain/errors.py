@@ -16,6 +16,7 @@
     └── ServiceUnavailable       a dependency is down; try again
         ├── DataDirectoryError   the embedded data directory can't be used
         ├── SchemaMismatch       the database's schema is missing, older or newer than this program
+        ├── ForeignState         the state is kept by another reducer contract than this process has
         ├── OutcomeUnknown       the connection died in COMMIT; a retry with the same op id is safe
         ├── Overloaded           a bounded queue is full
         └── StateBehind          the reducer did not reach the log's heads in time
@@ -36,6 +37,7 @@ __all__ = [
     "ContractInvalid",
     "CorruptEvent",
     "DataDirectoryError",
+    "ForeignState",
     "IllegalTransition",
     "InProgress",
     "InvalidInput",
@@ -134,6 +136,10 @@ class DataDirectoryError(ServiceUnavailable):
 
 class SchemaMismatch(ServiceUnavailable):
     code = "schema_mismatch"
+
+
+class ForeignState(ServiceUnavailable):
+    code = "foreign_state"
 
 
 class OutcomeUnknown(ServiceUnavailable):

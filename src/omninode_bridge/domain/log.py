@@ -7,7 +7,7 @@ a repeat, a gap or a foreign record can't change a total.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -63,3 +63,16 @@ def follow(head: Head, records: Iterable[Record]) -> tuple[list[Record], Record 
         accepted.append(record)
         position, event_id = record.position, record.event_id
     return accepted, None
+
+
+def shares(waiting: Sequence[int], limit: int) -> list[int]:
+    """Divide `limit` records among shards in which so many wait: evenly, and what one does not need to the others.
+
+    Where the limit is below the number of shards, those with most waiting come first: none is left out for ever.
+    """
+    taken = [0] * len(waiting)
+    left = limit
+    for done, shard in enumerate(sorted(range(len(waiting)), key=waiting.__getitem__)):
+        taken[shard] = min(waiting[shard], left // (len(waiting) - done))
+        left -= taken[shard]
+    return taken

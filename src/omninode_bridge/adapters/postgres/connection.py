@@ -12,19 +12,23 @@ from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 from asyncpg.connection import Connection
-from asyncpg.pool import Pool
+from asyncpg.pool import Pool, PoolConnectionProxy
 
-from omninode_bridge.domain.errors import BridgeError, SchemaMismatch, ServiceUnavailable
+from omninode_bridge.domain.errors import BridgeError, Overloaded, SchemaMismatch, ServiceUnavailable
 
-__all__ = ["Pool", "connect", "connection_lost", "pool", "translated"]
+__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "pool", "translated"]
 
 POSTGRES_MAJOR_MIN = 15
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
+LONG_TIMEOUT_S = 6 * 3600
+"""For one statement over a whole table. To be passed: asyncpg reads `timeout=None` as COMMAND_TIMEOUT_S."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 """A writer that hangs in a transaction must not keep its shard's head locked for ever."""
 POOL_CONNECTIONS_MAX = 8
+ACQUIRE_TIMEOUT_S = 15
+"""How long to wait for a connection of the pool; beyond CONNECT_TIMEOUT_S, which is an error of its own."""
 
 _SETTINGS = {
     "application_name": "omninode-bridge",
@@ -68,7 +72,14 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except BridgeError:
         raise
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {_said(error)}") from error
+    # All our statements fit our schema: what PostgreSQL does not understand, it understands with another schema.
+    except (
+        asyncpg.SyntaxOrAccessError,
+        asyncpg.FeatureNotSupportedError,  # "cached plan must not change result type" is one
+        asyncpg.OutdatedSchemaCacheError,
+    ) as error:
         raise SchemaMismatch(
             f"the database's schema does not fit while {doing} ({_said(error)}): run `omninode-bridge migrate`"
         ) from error
@@ -81,7 +92,7 @@ def translated(doing: str) -> Iterator[None]:
         raise ServiceUnavailable(
             f"PostgreSQL refused the connection while {doing}: {_said(error)}; check the URL"
         ) from error
-    except (asyncpg.InsufficientPrivilegeError, asyncpg.TooManyConnectionsError, asyncpg.QueryCanceledError) as error:
+    except (asyncpg.TooManyConnectionsError, asyncpg.QueryCanceledError) as error:
         raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {_said(error)}") from error
     except asyncpg.ReadOnlySQLTransactionError as error:
         raise ServiceUnavailable(f"PostgreSQL is read-only while {doing}: connect to the primary") from error
@@ -131,11 +142,16 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
     """Open a pool for reads and for the reducer; closed in bounded time."""
     (await connect(database_url)).terminate()  # for the clear error
     with translated("connecting"):
-        opened = await asyncpg.create_pool(
+        opened = await _Pool(
             database_url,
             # Opened as needed: keeping a floor open, asyncpg would log each vain try while the server is away.
             min_size=0,
             max_size=POOL_CONNECTIONS_MAX,
+            max_queries=50_000,
+            max_inactive_connection_lifetime=300.0,
+            loop=None,
+            connection_class=Connection,
+            record_class=asyncpg.Record,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
             server_settings=_SETTINGS | _BY_KEY,
@@ -147,3 +163,17 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
             await asyncio.wait_for(opened.close(), 5)
         except (TimeoutError, *_CONNECTION_LOST):
             opened.terminate()
+
+
+class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
+    """A pool whose connections are waited for in bounded time, by whichever of its methods."""
+
+    async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:  # noqa: ASYNC109 - asyncpg's signature
+        try:
+            return await super()._acquire(ACQUIRE_TIMEOUT_S if timeout is None else timeout)
+        except TimeoutError as error:
+            if self.get_size() < self.get_max_size():
+                raise  # it was the connecting that took too long
+            raise Overloaded(
+                f"all {self.get_max_size()} connections to PostgreSQL were busy for {ACQUIRE_TIMEOUT_S} s: try again"
+            ) from error

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import translated
+from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, translated
 from omninode_bridge.adapters.postgres.reads import CURSOR_ROWS
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.reduction import State
 from omninode_bridge.ports import AuditedEvent, Generation, HistoryShape
 
 _SQL = load("audit")
+
+
+_AS_THEY_ARE = (
+    "stamped_by", "version", "digest_origin", "file_size", "content_type", "metadata", "intelligence",
+    "workflow_state", "created_at", "completed_at",
+)  # fmt: skip
 
 
 class PostgresEvidence:
@@ -56,17 +63,13 @@ class PostgresEvidence:
         row = await self._connection.fetchrow(load("state")["live"])
         return None if row is None else Generation(row["generation"], row["fingerprint"], row["namespace"])
 
-    async def events(self, consumer: str) -> AsyncIterator[AuditedEvent]:
+    async def events(self, live: Generation | None) -> AsyncIterator[AuditedEvent]:
+        consumer, generation = (live.consumer, live.number) if live else ("", 0)
         with translated("auditing events"):
-            async for row in self._connection.cursor(_SQL["events"], consumer, prefetch=CURSOR_ROWS):
-                yield AuditedEvent(
-                    rows.record_of(row),
-                    None if row["stamp_id"] is None else str(row["stamp_id"]),
-                    None if row["digest"] is None else row["digest"].hex(),
-                    row["version"],
-                    row["error_code"],
-                    row["folded"],
-                )
+            async for row in self._connection.cursor(
+                _SQL["events"], consumer, generation, prefetch=CURSOR_ROWS, timeout=LONG_TIMEOUT_S
+            ):
+                yield AuditedEvent(rows.record_of(row), _kept(row), row["folded"])
 
     async def state(self) -> State:
         found = await self._fetch("state")
@@ -75,8 +78,28 @@ class PostgresEvidence:
     async def _fetch(self, statement: str) -> list[rows.Row]:
         with translated("auditing"):
             # The whole database is read: how long that takes is its size's affair.
-            found: list[rows.Row] = await self._connection.fetch(_SQL[statement], timeout=None)
+            found: list[rows.Row] = await self._connection.fetch(_SQL[statement], timeout=LONG_TIMEOUT_S)
         return found
+
+
+def _kept(row: rows.Row) -> dict[str, Any]:
+    if row["error_code"] is not None:
+        return {
+            "file_path": row["workflow_path"],
+            "step": row["step"],
+            "error_code": row["error_code"],
+            "error_message": row["error_message"],
+        }
+    if row["stamp_id"] is None:
+        return {}
+    return {name: row[name] for name in _AS_THEY_ARE} | {
+        "stamp_id": str(row["stamp_id"]),
+        "file_path": row["stamp_path"],
+        "file_hash": row["digest"].hex(),
+        "workflow_steps_executed": row["steps_executed"],
+        "processing_time_us": row["processing_us"],
+        "hash_generation_time_us": row["hash_us"],
+    }
 
 
 @asynccontextmanager

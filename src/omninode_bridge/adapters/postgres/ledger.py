@@ -29,7 +29,7 @@ from asyncpg.connection import Connection
 from omninode_bridge.adapters.postgres import rows
 from omninode_bridge.adapters.postgres.connection import connect, connection_lost, translated
 from omninode_bridge.adapters.postgres.sql import load
-from omninode_bridge.domain.errors import InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
+from omninode_bridge.domain.errors import BridgeError, InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
 from omninode_bridge.domain.recording import Decision, OpKey, PathKey, Prior, Verdict, decide, op_key, path_key
 from omninode_bridge.domain.stamp import Draft, Outcome, Stamp
@@ -138,7 +138,7 @@ class PostgresLedgerSession:
             except ServiceUnavailable as error:
                 self._drop()
                 if unknown:
-                    raise _unknown(error) from error
+                    raise _unknown(error, group) from error
                 raise
             except _REFUSED as error:
                 return await self._isolate(group, error)
@@ -152,10 +152,17 @@ class PostgresLedgerSession:
             return [InvalidInput(f"{path!r} was refused by PostgreSQL: {error}", field="metadata")]
         middle = len(group) // 2
         verdicts = await self._commit(group[:middle])
+        rest = group[middle:]
         try:
-            return [*verdicts, *await self._commit(group[middle:])]
-        except ServiceUnavailable as down:  # what is recorded is answered: this is the other half's answer only
-            return [*verdicts, *[down] * (len(group) - middle)]
+            return [*verdicts, *await self._commit(rest)]
+        # What is recorded is answered: this is the other half's answer only, whatever it is.
+        except OutcomeUnknown as unknown:
+            return [*verdicts, *(_unknown(unknown.__cause__ or unknown, [outcome]) for outcome in rest)]
+        except Exception as failed:
+            down: BridgeError = ServiceUnavailable(f"PostgreSQL failed while recording stamps: {failed}")
+            if isinstance(failed, BridgeError):
+                down = failed
+            return [*verdicts, *[down] * len(rest)]
 
     async def _attempt(self, connection: Connection, group: Sequence[Outcome], rerun: bool) -> list[Verdict]:
         assert self._shard is not None
@@ -295,8 +302,9 @@ class PostgresLedgerSession:
             self._connection = None
 
 
-def _unknown(error: BaseException) -> OutcomeUnknown:
+def _unknown(error: BaseException, group: Sequence[Outcome]) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"the connection to PostgreSQL was lost during COMMIT ({error}): whether it was recorded is not known yet; "
-        "try again with the same op_id, which is safe"
+        "try again with the same op_id, which is safe",
+        op_ids=[outcome.request.workflow_id for outcome in group],
     )

@@ -1,15 +1,24 @@
-"""Queries by key over what the ledger has recorded."""
+"""Queries by key over what the ledger has recorded.
+
+A long result is streamed at the pace of its reader. Where an index has its order it is read page by page, with
+nothing held in between; a listing by path has to be sorted, so that it holds a connection and a snapshot, and
+the number of such streams is limited.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from asyncpg.connection import Connection
 from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import translated
+from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, translated
 from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.errors import Overloaded
+from omninode_bridge.domain.log import NIL_ID
 from omninode_bridge.domain.names import path_hash
 from omninode_bridge.domain.recording import PathKey, Prior
 from omninode_bridge.domain.stamp import Stamp
@@ -17,6 +26,13 @@ from omninode_bridge.ports import KnownFile
 
 CURSOR_ROWS = 1000
 """Rows held at a time while a long result is streamed."""
+STREAMS_MAX = 4
+"""Listings under way at once: half of the pool's connections. What only takes a moment has the others."""
+READER_PAUSE_S = 3600
+"""How long a listing's reader may pause (`export | less`). Its snapshot keeps the server from tidying up after
+updates, so it can't be for ever."""
+_NAMESPACE_LAST = "\U0010ffff"
+"""Follows every namespace, in the order of code points."""
 
 _SQL = load("reads")
 _LATEST = load("ledger")["latest_stamps"]
@@ -27,9 +43,13 @@ class PostgresReads:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._streams = 0
 
     async def by_hash(self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100) -> list[Stamp]:
-        return await self._stamps("by_hash", bytes.fromhex(file_hash), namespaces, limit)
+        digest = bytes.fromhex(file_hash)
+        if namespaces is None:
+            return await self._stamps("by_hash", digest, limit)
+        return await self._stamps("by_hash_in", digest, limit, namespaces)
 
     async def by_id(self, stamp_id: str) -> Stamp | None:
         return next(iter(await self._stamps("by_id", stamp_id)), None)
@@ -45,8 +65,12 @@ class PostgresReads:
 
     async def latest_under(self, namespace: str, prefix: str | None = None) -> AsyncGenerator[Stamp]:
         below = None if prefix is None else prefix.rstrip("/") + "/"
-        async for row in self._stream("latest_under", namespace, below):
-            yield rows.stamp_of(row)
+        with translated("listing stamps"):
+            async with self._snapshot() as connection:
+                async for row in connection.cursor(
+                    _SQL["latest_under"], namespace, below, prefetch=CURSOR_ROWS, timeout=LONG_TIMEOUT_S
+                ):
+                    yield rows.stamp_of(row)
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]:
         with translated("reading a workflow"):
@@ -55,9 +79,16 @@ class PostgresReads:
         return [Prior(w, await self.by_id(w.stamp_id) if w.stamp_id else None) for w in workflows]
 
     async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
-        async for row in self._stream("workflows", namespace):
-            stamp = row["stamp"]
-            yield Prior(rows.workflow_of(row), None if stamp is None else rows.stamp_of(stamp))
+        first, last = (namespace or "", NIL_ID), namespace or _NAMESPACE_LAST
+        while True:
+            with translated("reading workflows"):
+                page = await self._pool.fetch(_SQL["counted_workflows"], *first, last, CURSOR_ROWS + 1)
+            for row in page[:CURSOR_ROWS]:
+                stamp = row["stamp"]
+                yield Prior(rows.workflow_of(row), None if stamp is None else rows.stamp_of(stamp))
+            if len(page) <= CURSOR_ROWS:
+                return
+            first = page[-1]["namespace"], page[-1]["workflow_id"]
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:
         with translated("reading file facts"):
@@ -73,9 +104,16 @@ class PostgresReads:
         with translated("reading stamps"):
             return [rows.stamp_of(row) for row in await self._pool.fetch(_SQL[statement], *arguments)]
 
-    async def _stream(self, statement: str, *arguments: Any) -> AsyncIterator[rows.Row]:
-        with translated("reading stamps"):
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Connection]:
+        """Give a connection for one listing; Overloaded when too many are under way."""
+        if self._streams == STREAMS_MAX:
+            raise Overloaded(f"{STREAMS_MAX} listings are being read: end one of them, or try again later")
+        self._streams += 1
+        try:
             async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                await connection.execute(_SQL["wait_for_reader"], f"{READER_PAUSE_S}s")
                 await connection.execute("SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on")
-                async for row in connection.cursor(_SQL[statement], *arguments, prefetch=CURSOR_ROWS):
-                    yield row
+                yield connection
+        finally:
+            self._streams -= 1

@@ -9,11 +9,14 @@ from asyncpg.connection import Connection
 from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import translated
+from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, translated
 from omninode_bridge.adapters.postgres.sql import load
-from omninode_bridge.domain.log import START, Head, Record, ShardKey
+from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
 from omninode_bridge.domain.reduction import State
-from omninode_bridge.ports import DeadLetter, Generation
+from omninode_bridge.ports import READ_BYTES_MAX, DeadLetter, Generation, foreign_state
+
+BUILD_LEASE_S = 600.0
+"""How long a generation is left to its builder after its last batch, which took milliseconds."""
 
 _SQL = load("state")
 
@@ -28,12 +31,13 @@ class PostgresEventSource:
 
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         ends = await self.heads()
-        news = [(*key, after.get(key, START).position) for key, end in ends.items()]
-        news = [(topic, shard, start) for topic, shard, start in news if start < ends[topic, shard].position]
+        starts = {key: after.get(key, START).position for key in ends}
+        taken = shares([max(0, end.position - starts[key]) for key, end in ends.items()], limit)
+        news = [(*key, starts[key], share) for key, share in zip(ends, taken, strict=True) if share]
         if not news:
             return []
         with translated("reading the event log"):
-            found = await self._pool.fetch(_SQL["read_log"], *map(list, zip(*news, strict=True)), limit)
+            found = await self._pool.fetch(_SQL["read_log"], *map(list, zip(*news, strict=True)), READ_BYTES_MAX)
         return [rows.record_of(row) for row in found]
 
     async def heads(self) -> dict[ShardKey, Head]:
@@ -54,6 +58,7 @@ class PostgresStateStore:
         return None if row is None else _generation(row)
 
     async def begin(self, fingerprint: str, namespace: str | None = None) -> Generation:
+        await self.sweep()
         with translated("starting a generation"):
             row = None
             while row is None:  # ends at the second turn: then there is a live one to build beside
@@ -94,7 +99,8 @@ class PostgresStateStore:
             await connection.execute(_SQL["merge_state"], rows.state_rows(generation.number, delta))
         if dead_letters:
             records = rows.record_rows([letter.record for letter in dead_letters])
-            await connection.execute(_SQL["insert_dead_letters"], records, [d.reason for d in dead_letters])
+            reasons = [letter.reason for letter in dead_letters]
+            await connection.execute(_SQL["insert_dead_letters"], generation.number, records, reasons)
 
     async def swap(self, building: Generation) -> bool:
         with translated("swapping the state in"):
@@ -108,32 +114,61 @@ class PostgresStateStore:
                     return False
                 if building.namespace is not None and replaced.fingerprint != building.fingerprint:
                     return False
-                await connection.execute(_SQL["clear_state"], live, building.namespace)
-                if building.namespace is None:
-                    await connection.execute(_SQL["retire"], live)
-                    await connection.execute(_SQL["make_live"], building.number)
-                    await connection.execute(_SQL["clear_positions"], replaced.consumer)
-                else:
-                    await connection.execute(_SQL["adopt_state"], building.number, live)
-                    await connection.execute(_SQL["retire"], building.number)
-                    await connection.execute(_SQL["clear_positions"], building.consumer)
+                await _replace(connection, replaced, building)
         return True
 
     async def discard(self, building: Generation) -> None:
         with translated("dropping a generation"):
             async with self._pool.acquire() as connection, connection.transaction():
                 if await connection.fetchval(_SQL["abandon"], building.number) is not None:
-                    await connection.execute(_SQL["clear_state"], building.number, None)
-                    await connection.execute(_SQL["clear_positions"], building.consumer)
+                    await _clear(connection, building)
 
-    async def rows(self, aggregation_type: str | None, namespace: str | None = None) -> State:
+    async def sweep(self) -> None:
+        """Drop the generations whose builders died: nothing was heard of them for BUILD_LEASE_S."""
+        with translated("dropping generations that nobody builds any more"):
+            async with self._pool.acquire() as connection, connection.transaction():
+                for row in await connection.fetch(_SQL["lapse"], BUILD_LEASE_S):
+                    await _clear(connection, _generation(row))
+
+    async def rows(
+        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+    ) -> State:
         with translated("reading the state"):
-            found = await self._pool.fetch(_SQL["rows"], aggregation_type, namespace)
-        return {(row["namespace"], row["aggregation_type"], row["group_key"]): rows.totals_of(row) for row in found}
+            found = await self._pool.fetch(_SQL["rows"], aggregation_type, namespace, fingerprint)
+        if found and not found[0]["ours"]:
+            raise foreign_state(found[0]["live"])
+        return {
+            (row["namespace"], row["aggregation_type"], row["group_key"]): rows.totals_of(row)
+            for row in found
+            if row["group_key"] is not None
+        }
 
 
 def _generation(row: rows.Row) -> Generation:
     return Generation(row["generation"], row["fingerprint"], row["namespace"])
+
+
+async def _replace(connection: Connection, live: Generation, building: Generation) -> None:
+    """Put what was built in the place of the live generation, or of one namespace of it."""
+    namespace = building.namespace
+    for statement, *arguments in (
+        ("clear_state", live.number, namespace),
+        ("settle_letters", live.number, building.number, namespace),
+        ("drop_repeated_letters", live.number, building.number),
+    ):
+        await connection.execute(_SQL[statement], *arguments, timeout=LONG_TIMEOUT_S)
+    replaced, kept = (live, building) if namespace is None else (building, live)
+    await connection.execute(_SQL["adopt_state"], replaced.number, kept.number, timeout=LONG_TIMEOUT_S)
+    await connection.execute(_SQL["adopt_letters"], replaced.number, kept.number, timeout=LONG_TIMEOUT_S)
+    await connection.execute(_SQL["retire"], replaced.number)
+    await connection.execute(_SQL["make_live"], kept.number)
+    await connection.execute(_SQL["clear_positions"], replaced.consumer)
+
+
+async def _clear(connection: Connection, retired: Generation) -> None:
+    await connection.execute(_SQL["clear_state"], retired.number, None, timeout=LONG_TIMEOUT_S)
+    await connection.execute(_SQL["clear_letters"], retired.number)
+    await connection.execute(_SQL["clear_positions"], retired.consumer)
 
 
 class _Refused(Exception):

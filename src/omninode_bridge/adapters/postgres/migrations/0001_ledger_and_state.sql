@@ -29,7 +29,8 @@ CREATE TABLE metadata_stamps (
     CONSTRAINT metadata_stamps_version UNIQUE (path_hash, version)
 );
 
-CREATE INDEX metadata_stamps_digest ON metadata_stamps (digest);
+-- With the namespace: a digest that every tenant has must not cost each of them the stamps of all.
+CREATE INDEX metadata_stamps_digest ON metadata_stamps (digest, namespace, stamp_id);
 CREATE INDEX metadata_stamps_newest ON metadata_stamps (namespace, stamp_id);
 
 -- One row for every op id: also the deduplicated and the failed ones, so that a retry gets its first answer.
@@ -49,7 +50,9 @@ CREATE TABLE fsm_states (
     PRIMARY KEY (workflow_id, namespace)
 );
 
-CREATE INDEX fsm_states_namespace ON fsm_states (namespace, workflow_id);
+-- The workflows that count. A path stamped again and again unchanged adds none.
+CREATE INDEX fsm_states_counted ON fsm_states (namespace COLLATE "C", workflow_id)
+WHERE NOT deduplicated AND (stamp_id IS NOT NULL OR error_code IS NOT NULL);
 
 -- The fence: a shard's head moves by compare-and-set in the transaction that writes its events.
 CREATE TABLE log_heads (
@@ -93,7 +96,8 @@ CREATE TABLE state_generations (
     status      text        NOT NULL CHECK (status IN ('building', 'live', 'retired')),
     fingerprint text        NOT NULL,             -- the groupings it was folded by
     namespace   text,                             -- the only namespace folded, in a partial rebuild
-    created_at  timestamptz NOT NULL DEFAULT now()
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    touched_at  timestamptz NOT NULL DEFAULT now()  -- moves with each batch while it is built: its builder's lease
 );
 
 CREATE UNIQUE INDEX state_generations_one_live ON state_generations (status) WHERE status = 'live';
@@ -128,6 +132,7 @@ CREATE TABLE consumer_positions (
 
 CREATE TABLE dead_letters (
     id          bigint      NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    generation  integer     NOT NULL,             -- the folding that lacks it; a swap settles the letters of both
     topic       text        NOT NULL,
     shard       integer     NOT NULL,
     position    bigint      NOT NULL,
@@ -140,6 +145,5 @@ CREATE TABLE dead_letters (
     status      text        NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'replayed', 'discarded')),
     history     json        NOT NULL DEFAULT '[]',
     created_at  timestamptz NOT NULL DEFAULT now(),
-    -- A rebuild meets the same record again: it is one letter.
-    UNIQUE (topic, shard, position)
+    UNIQUE (generation, topic, shard, position)
 );

@@ -13,7 +13,7 @@ from importlib.resources import files
 import msgspec
 from asyncpg.connection import Connection
 
-from omninode_bridge.adapters.postgres.connection import POSTGRES_MAJOR_MIN, translated
+from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, POSTGRES_MAJOR_MIN, translated
 from omninode_bridge.domain.errors import SchemaMismatch
 
 _LOCK = 0x0B21D6E_0001
@@ -70,7 +70,7 @@ async def migrate(connection: Connection, *, dry_run: bool = False) -> list[str]
             return [migration.name for migration in todo]
         async with connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = '60s'")
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=LONG_TIMEOUT_S)
             await connection.execute(
                 """CREATE TABLE IF NOT EXISTS schema_migrations (
                     number integer NOT NULL PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,
@@ -78,7 +78,7 @@ async def migrate(connection: Connection, *, dry_run: bool = False) -> list[str]
             )
             todo = await pending(connection)  # again: another starter may have been first
             for migration in todo:
-                await connection.execute(migration.sql)
+                await connection.execute(migration.sql, timeout=LONG_TIMEOUT_S)
                 await connection.execute(
                     "INSERT INTO schema_migrations (number, name, sha256) VALUES ($1, $2, $3)",
                     migration.number,

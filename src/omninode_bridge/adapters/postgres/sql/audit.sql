@@ -45,6 +45,13 @@ UNION ALL
 SELECT f.namespace, f.workflow_id, 'names a stamp that is not there'
 FROM fsm_states AS f LEFT JOIN metadata_stamps AS s USING (stamp_id)
 WHERE f.stamp_id IS NOT NULL AND (s.stamp_id IS NULL OR s.namespace <> f.namespace)
+UNION ALL
+SELECT f.namespace, f.workflow_id, 'names the stamp of another path'
+FROM fsm_states AS f JOIN metadata_stamps AS s USING (stamp_id, namespace) WHERE s.file_path <> f.file_path
+UNION ALL
+SELECT s.namespace, s.workflow_id, 'a stamp under another key than that of its path'
+FROM metadata_stamps AS s
+WHERE s.path_hash <> sha256(convert_to(s.namespace, 'UTF8') || '\x00'::bytea || convert_to(s.file_path, 'UTF8'))
 
 -- name: versions
 -- Law 1: the versions of a path are 1, 2, 3, …
@@ -53,7 +60,8 @@ FROM metadata_stamps GROUP BY path_hash HAVING count(*) <> max(version)
 
 -- name: histories
 -- Law 3: the distinct shapes of history, each with one workflow as an example.
-SELECT shape, state, (array_agg(format('%s in %s', workflow_id, namespace)))[1] AS example, count(*) AS workflows
+-- A contract that drops or renames a state makes the histories that went through it illegal.
+SELECT shape, state, min(format('%s in %s', workflow_id, namespace)) AS example, count(*) AS workflows
 FROM (
     SELECT f.workflow_id, f.namespace, f.state,
         (SELECT json_agg(json_build_array(v ->> 'trigger', v ->> 'state') ORDER BY n)
@@ -64,14 +72,17 @@ FROM (
 -- name: events
 -- Laws 1 and 6: every event with what it tells of, and whether the live state should have it.
 SELECT e.topic, e.shard, e.position, e.event_id, e.previous_id, e.namespace, e.workflow_id, e.body,
-    s.stamp_id, s.digest, s.version, f.error_code,
+    f.file_path AS workflow_path, f.step, f.error_code, f.error_message,
+    s.stamp_id, s.file_path AS stamp_path, s.stamped_by, s.version, s.digest, s.digest_origin, s.file_size,
+    s.content_type, s.metadata, s.intelligence, s.workflow_state, s.steps_executed, s.created_at, s.completed_at,
+    s.processing_us, s.hash_us,
     e.position <= coalesce(c.position, 0) AND d.id IS NULL AS folded
 FROM event_log AS e
 LEFT JOIN fsm_states AS f ON f.workflow_id = e.workflow_id AND f.namespace = e.namespace
 LEFT JOIN metadata_stamps AS s ON s.stamp_id = f.stamp_id
 LEFT JOIN consumer_positions AS c ON c.consumer = $1 AND c.topic = e.topic AND c.shard = e.shard
 LEFT JOIN dead_letters AS d
-    ON d.topic = e.topic AND d.shard = e.shard AND d.position = e.position AND d.status IN ('open', 'discarded')
+    ON d.generation = $2 AND d.topic = e.topic AND d.shard = e.shard AND d.position = e.position AND d.status IN ('open', 'discarded')
 
 -- name: strayed
 -- Law 6: a position that the log does not have.

@@ -1,15 +1,28 @@
 Queries by key over what the ledger has recorded.
 
 -- name: by_hash
--- Materialised: with the limit in the same query the planner may walk a namespace backwards instead.
+-- Materialised: with the limit in the same query the planner may walk all stamps backwards instead.
 WITH found AS MATERIALIZED (SELECT * FROM metadata_stamps WHERE digest = $1)
-SELECT * FROM found WHERE ($2::text[] IS NULL OR namespace = ANY ($2)) ORDER BY stamp_id DESC LIMIT $3
+SELECT * FROM found ORDER BY stamp_id DESC LIMIT $2
+
+-- name: by_hash_in
+-- The newest of each namespace, from the end of its part of the index: other tenants' stamps are not met.
+SELECT s.*
+FROM (SELECT DISTINCT unnest($3::text[]) AS namespace) AS n
+CROSS JOIN LATERAL (
+    SELECT * FROM metadata_stamps AS m
+    WHERE m.digest = $1 AND m.namespace = n.namespace ORDER BY m.stamp_id DESC LIMIT $2
+) AS s
+ORDER BY s.stamp_id DESC LIMIT $2
 
 -- name: by_id
 SELECT * FROM metadata_stamps WHERE stamp_id = $1
 
 -- name: history
 SELECT * FROM metadata_stamps WHERE path_hash = $1 ORDER BY version DESC
+
+-- name: wait_for_reader
+SELECT set_config('idle_in_transaction_session_timeout', $1, true)
 
 -- name: latest_under
 -- The prefix is compared as bytes of text: every path that starts with it, in the order of code points.
@@ -20,10 +33,14 @@ ORDER BY s.file_path COLLATE "C", s.version DESC
 -- name: workflow
 SELECT * FROM fsm_states WHERE workflow_id = $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY namespace
 
--- name: workflows
+-- name: counted_workflows
+-- A page of the index fsm_states_counted, from a key on. The bounds are in this form so that a plan made for any
+-- arguments is a range of that index.
 SELECT f.*, s AS stamp
 FROM fsm_states AS f LEFT JOIN metadata_stamps AS s ON s.stamp_id = f.stamp_id
-WHERE ($1::text IS NULL OR f.namespace = $1) ORDER BY f.namespace COLLATE "C", f.workflow_id
+WHERE NOT f.deduplicated AND (f.stamp_id IS NOT NULL OR f.error_code IS NOT NULL)
+    AND (f.namespace COLLATE "C", f.workflow_id) >= ($1, $2) AND f.namespace COLLATE "C" <= $3
+ORDER BY f.namespace COLLATE "C", f.workflow_id LIMIT $4
 
 -- name: known_files
 -- Facts vouch for the latest version only: with a newer one beside them they say nothing.

@@ -15,8 +15,14 @@ RETURNING generation, fingerprint, namespace
 SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
 
 -- name: hold_generation
--- Shared among reducers; a swap takes it alone.
-SELECT generation FROM state_generations WHERE generation = $1 AND status <> 'retired' FOR SHARE
+-- The live one is shared among reducers, and a swap takes it alone. One that is being built has one builder,
+-- who shows here that it is alive.
+WITH built AS (
+    UPDATE state_generations SET touched_at = now() WHERE generation = $1 AND status = 'building' RETURNING generation
+), shared AS (
+    SELECT generation FROM state_generations WHERE generation = $1 AND status = 'live' FOR SHARE
+)
+SELECT generation FROM built UNION ALL SELECT generation FROM shared
 
 -- name: first_positions
 INSERT INTO consumer_positions (consumer, topic, shard, position, event_id)
@@ -51,11 +57,35 @@ ON CONFLICT (generation, namespace, aggregation_type, group_key) DO UPDATE SET
     )
 
 -- name: insert_dead_letters
-INSERT INTO dead_letters (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
-SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason
-FROM unnest($1::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, n)
-JOIN unnest($2::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
-ON CONFLICT (topic, shard, position) DO NOTHING
+INSERT INTO dead_letters
+    (generation, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
+SELECT $1, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason
+FROM unnest($2::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, n)
+JOIN unnest($3::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
+ON CONFLICT (generation, topic, shard, position) DO NOTHING
+
+-- name: settle_letters
+-- A record that neither folding could read stays the same letter, discarded if it was. One that only the old one
+-- could not read is folded now: its letter is closed.
+UPDATE dead_letters AS l SET
+    status = CASE WHEN b.id IS NULL THEN 'replayed' WHEN l.status = 'discarded' THEN l.status ELSE 'open' END,
+    reason = coalesce(b.reason, l.reason),
+    body = coalesce(b.body, l.body)
+FROM dead_letters AS k
+LEFT JOIN dead_letters AS b
+    ON b.generation = $2 AND b.topic = k.topic AND b.shard = k.shard AND b.position = k.position
+WHERE k.id = l.id AND l.generation = $1 AND ($3::text IS NULL OR l.namespace = $3)
+
+-- name: drop_repeated_letters
+DELETE FROM dead_letters AS b USING dead_letters AS l
+WHERE l.generation = $1 AND b.generation = $2
+    AND b.topic = l.topic AND b.shard = l.shard AND b.position = l.position
+
+-- name: adopt_letters
+UPDATE dead_letters SET generation = $2 WHERE generation = $1
+
+-- name: clear_letters
+DELETE FROM dead_letters WHERE generation = $1
 
 -- name: hold_generations_alone
 SELECT generation, status, fingerprint FROM state_generations WHERE status <> 'retired' ORDER BY generation FOR UPDATE
@@ -65,6 +95,11 @@ UPDATE state_generations SET status = 'retired' WHERE generation = $1
 
 -- name: abandon
 UPDATE state_generations SET status = 'retired' WHERE generation = $1 AND status = 'building' RETURNING generation
+
+-- name: lapse
+-- By the server's clock: those whose builder was not heard of for so long.
+UPDATE state_generations SET status = 'retired'
+WHERE status = 'building' AND touched_at < now() - make_interval(secs => $1) RETURNING generation, fingerprint, namespace
 
 -- name: make_live
 UPDATE state_generations SET status = 'live' WHERE generation = $1
@@ -79,17 +114,30 @@ DELETE FROM consumer_positions WHERE consumer = $1
 UPDATE bridge_state SET generation = $2 WHERE generation = $1
 
 -- name: rows
-SELECT b.* FROM bridge_state AS b JOIN state_generations AS g USING (generation)
-WHERE g.status = 'live' AND ($1::text IS NULL OR b.aggregation_type = $1) AND ($2::text IS NULL OR b.namespace = $2)
+-- Whose rows they are is told by the statement that reads them: a swap may come between two statements. Where
+-- there are no rows there is one of NULLs, which tells it.
+SELECT g.generation AS live, ($3::text IS NULL OR g.fingerprint = $3) AS ours, b.*
+FROM state_generations AS g
+LEFT JOIN bridge_state AS b ON b.generation = g.generation AND ($3::text IS NULL OR g.fingerprint = $3)
+    AND ($1::text IS NULL OR b.aggregation_type = $1) AND ($2::text IS NULL OR b.namespace = $2)
+WHERE g.status = 'live'
 
 -- name: heads
 SELECT topic, shard, position, event_id FROM log_heads WHERE position > 0
 
 -- name: read_log
-SELECT e.*
-FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS k (topic, shard, position)
-CROSS JOIN LATERAL (
-    SELECT * FROM event_log AS l
-    WHERE l.topic = k.topic AND l.shard = k.shard AND l.position > k.position
-    ORDER BY l.position LIMIT $4
-) AS e
+-- The shards take turns, a record each, until their shares or the bytes are used up; the first record comes
+-- whatever its size.
+SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body
+FROM (
+    SELECT e.*, k.n, sum(octet_length(e.body)) OVER (ORDER BY e.turn, k.n) AS bytes
+    FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
+        AS k (topic, shard, position, share, n)
+    CROSS JOIN LATERAL (
+        SELECT l.*, l.position - k.position AS turn FROM event_log AS l
+        WHERE l.topic = k.topic AND l.shard = k.shard AND l.position > k.position
+        ORDER BY l.position LIMIT k.share
+    ) AS e
+) AS taken
+WHERE bytes <= $5 OR bytes = octet_length(body)
+ORDER BY turn, n
