@@ -467,6 +467,7 @@ async def test_without_its_database_it_is_alive_but_not_ready_and_a_retry_is_saf
 
 async def test_after_an_unknown_outcome_the_same_op_id_gets_the_stamp(database_url: str, proxy: Proxy) -> None:
     async with Bridge.connect(proxy.url, settings=Settings.read(writers=1)) as bridge, served(bridge) as client:
+        await bridge.state(NAMESPACE)  # the reducer has begun: the next commit is the ledger's
         proxy.arm(Fault.HOLD_AFTER, is_commit, then_refuse=True)
         problem = await refused(client.post("/stamp", json=a_stamp()), 503, "outcome_unknown")
         proxy.release()
