@@ -6,7 +6,7 @@ conformance suite as the real ones.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -108,6 +108,10 @@ class Generation(msgspec.Struct, frozen=True):
         return f"reducer/{self.number}"
 
 
+type Finish = Callable[[Mapping[ShardKey, Head]], Awaitable[None]]
+"""Folds a generation up to the given positions."""
+
+
 class StateStore(Protocol):
     async def live(self) -> Generation | None:
         """Return the generation that queries read, None on a new database."""
@@ -139,8 +143,11 @@ class StateStore(Protocol):
         """
         ...
 
-    async def swap(self, building: Generation) -> bool:
+    async def swap(self, building: Generation, finish: Finish | None = None) -> bool:
         """Make a generation the one that queries read, if its positions equal the live one's; else False.
+
+        `finish` is called with the live positions while they are held still: what it folds into the building
+        generation then is the last that is missing, however busy the live one is.
 
         Its dead letters take the place of the live one's, in the same transaction: one that both have stays the
         same letter, one that only the live one had is closed, because its record is folded now.

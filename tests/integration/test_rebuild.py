@@ -325,6 +325,7 @@ async def _writing(books: Books) -> AsyncIterator[None]:
                 draft("a", b"%d" % turn, namespace=namespace, metadata={"project": f"{turn % 3}"}),
                 failure("x", namespace=namespace),
             )
+            reducer.wake.set()
 
     reducer = books.projector()
     writers = [asyncio.create_task(write(namespace)) for namespace in ("legal", "research")]

@@ -16,7 +16,7 @@ from omninode_bridge.domain.log import START, Head, Record, ShardKey
 from omninode_bridge.domain.recording import Verdict
 from omninode_bridge.domain.reduction import State
 from omninode_bridge.domain.stamp import Outcome
-from omninode_bridge.ports import DeadLetter, EventSource, Generation, Ledger, StateStore
+from omninode_bridge.ports import DeadLetter, EventSource, Finish, Generation, Ledger, StateStore
 from tests.making import new_id
 
 
@@ -105,9 +105,9 @@ class MortalState:
         self._process.lose("answer of the state transaction")
         return applied
 
-    async def swap(self, building: Generation) -> bool:
+    async def swap(self, building: Generation, finish: Finish | None = None) -> bool:
         await self._process.point("before a swap")
-        swapped = await self._state.swap(building)
+        swapped = await self._state.swap(building, finish)
         self._process.chaos.seen["swapped" if swapped else "swap refused: positions differ"] += 1
         await self._process.point("after a swap")
         self._process.lose("answer of a swap")

@@ -33,7 +33,16 @@ from omninode_bridge.domain.recording import (
 from omninode_bridge.domain.reduction import EMPTY, State, merge, merge_states
 from omninode_bridge.domain.stamp import Outcome, Stamp
 from omninode_bridge.domain.workflow import Plan
-from omninode_bridge.ports import READ_BYTES_MAX, Clock, DeadLetter, Generation, IdSource, KnownFile, foreign_state
+from omninode_bridge.ports import (
+    READ_BYTES_MAX,
+    Clock,
+    DeadLetter,
+    Finish,
+    Generation,
+    IdSource,
+    KnownFile,
+    foreign_state,
+)
 
 
 class FixedClock:
@@ -244,7 +253,9 @@ class MemoryStateStore:
             folding.dead_letters.setdefault((record.topic, record.shard, record.position), letter)
         return True
 
-    async def swap(self, building: Generation) -> bool:
+    async def swap(self, building: Generation, finish: Finish | None = None) -> bool:
+        if finish is not None and (held := self._live()) is not None:
+            await finish(dict(held.positions))  # nothing holds them still here: if they move, it is tried again
         store, live = self._store, self._live()
         built = store.foldings.get(building.number)
         if live is None or built is None or live is built or live.positions != built.positions:

@@ -11,6 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from omninode_bridge.domain.errors import CorruptEvent, LawBroken, ServiceUnavailable
 from omninode_bridge.domain.events import decode
@@ -21,7 +22,7 @@ from omninode_bridge.ports import DeadLetter, EventSource, Generation, StateStor
 BATCH_EVENTS_MAX = 2000
 """Events a transaction: large enough that the upsert of the totals costs nothing an event."""
 SWAP_TRIES_MAX = 1000
-"""Each try folds only what came in since the last one, so the two meet soon."""
+"""A try fails when another rebuild was swapped in meanwhile, or where nothing can hold the live state still."""
 POLL_S = 0.2
 """How long to wait for a hint before looking anyway."""
 
@@ -196,8 +197,9 @@ async def rebuild(
                 break
             if building.namespace is not None and live.fingerprint != building.fingerprint:
                 raise foreign_state(live.number)
+            # Twice: the second time it is little, and the live state's reducers wait for it.
             await fresh.catch_up(await state.positions(live), exactly=True)
-            if await state.swap(building):
+            if await state.swap(building, partial(fresh.catch_up, exactly=True)):
                 return building
         raise ServiceUnavailable(
             f"the live state moved on {SWAP_TRIES_MAX} times while the rebuilt one was to be swapped in: "

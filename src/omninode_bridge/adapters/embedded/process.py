@@ -24,7 +24,7 @@ from omninode_bridge.adapters.embedded.child import Order, Refusal
 __all__ = ["Process"]
 
 # Fast shutdown writes a checkpoint of up to shared_buffers; immediate shutdown leaves that to the next start.
-_STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+_STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _TICK_MS = 30_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import asyncpg
@@ -13,8 +14,10 @@ from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, transla
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
 from omninode_bridge.domain.reduction import State
-from omninode_bridge.ports import READ_BYTES_MAX, DeadLetter, Generation, foreign_state
+from omninode_bridge.ports import READ_BYTES_MAX, DeadLetter, Finish, Generation, foreign_state
 
+FINISH_TIMEOUT_S = 20.0
+"""How long a swap may hold the live state's reducers up; an idle transaction would be ended after 30 s."""
 BUILD_LEASE_S = 600.0
 """How long a generation is left to its builder after its last batch, which took milliseconds."""
 
@@ -102,9 +105,15 @@ class PostgresStateStore:
             reasons = [letter.reason for letter in dead_letters]
             await connection.execute(_SQL["insert_dead_letters"], generation.number, records, reasons)
 
-    async def swap(self, building: Generation) -> bool:
+    async def swap(self, building: Generation, finish: Finish | None = None) -> bool:
         with translated("swapping the state in"):
             async with self._pool.acquire() as connection, connection.transaction():
+                if finish is not None:
+                    row = await connection.fetchrow(_SQL["hold_live_alone"])
+                    if row is None:
+                        return False  # another rebuild was swapped in while we waited
+                    async with asyncio.timeout(FINISH_TIMEOUT_S):
+                        await finish(await _positions(connection, _generation(row)))
                 held = {row["generation"]: row for row in await connection.fetch(_SQL["hold_generations_alone"])}
                 live = next((number for number, row in held.items() if row["status"] == "live"), None)
                 if live is None or live == building.number or building.number not in held:

@@ -87,6 +87,10 @@ UPDATE dead_letters SET generation = $2 WHERE generation = $1
 -- name: clear_letters
 DELETE FROM dead_letters WHERE generation = $1
 
+-- name: hold_live_alone
+-- Reducers of the live generation wait from here on; those of the one being built do not.
+SELECT generation, fingerprint, namespace FROM state_generations WHERE status = 'live' FOR UPDATE
+
 -- name: hold_generations_alone
 SELECT generation, status, fingerprint FROM state_generations WHERE status <> 'retired' ORDER BY generation FOR UPDATE
 
