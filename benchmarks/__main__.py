@@ -15,6 +15,7 @@ from benchmarks.machine import machine, occasion
 from benchmarks.measure import Row, say
 from benchmarks.place import FULL, SMOKE, Place
 from benchmarks.report import json_lines, markdown, write_document
+from omninode_bridge.cli.running import collect_seldom
 
 type Benchmark = Callable[[Place], Awaitable[list[Row]]]
 
@@ -64,6 +65,7 @@ def _run(asked: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="omninode-bridge-bench-", dir=asked.folder) as folder:
         place = Place(Path(folder), SMOKE if asked.smoke else FULL)
         at, now = machine(place.folder), occasion()
+        collect_seldom()  # as the command line does
         for name in asked.names or BENCHMARKS:
             say(name)
             rows += uvloop.run(_awaited(BENCHMARKS[name], place))
