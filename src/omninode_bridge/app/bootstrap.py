@@ -34,7 +34,7 @@ from omninode_bridge.app.project import Projector, live_generation, rebuild
 from omninode_bridge.app.query import Query
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.app.tree import Tree
-from omninode_bridge.domain.errors import Overloaded, ServiceUnavailable
+from omninode_bridge.domain.errors import DataDirectoryError, Overloaded, ServiceUnavailable
 from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
@@ -122,13 +122,17 @@ async def embedded(
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
     async with _server(settings, data_dir, kind) as server:
+        if kind == "up" and server.attached:
+            raise DataDirectoryError(
+                f"{server.data_dir} is served by another `up` already (pid {server.pid}): "
+                "use that one, end it, or name another folder with --data-dir"
+            )
         session = await postgres.connect(server.dsn)
         try:
             await migrate(session)
         finally:
             await session.close()
-        keeper = kind == "up" or not server.attached
-        async with _assemble(server.dsn, settings, contracts, keeper, server.died) as bridge:
+        async with _assemble(server.dsn, settings, contracts, not server.attached, server.died) as bridge:
             yield bridge
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 
@@ -26,6 +27,8 @@ from omninode_bridge.domain.names import (
     check_metadata,
     check_namespace,
     check_op_id,
+    check_workflow_id,
+    is_uuid,
 )
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Content, Inline, Stamp, StampRequest
@@ -104,7 +107,7 @@ class Bridge:
         namespace: str = DEFAULT_NAMESPACE,
         content_type: str | None = None,
         metadata: dict[str, Any] | None = None,
-        op_id: str | None = None,
+        op_id: str | UUID | None = None,
         enable_intelligence: bool = False,
         traceparent: str | None = None,
     ) -> Stamp:
@@ -132,7 +135,7 @@ class Bridge:
         namespace: str = DEFAULT_NAMESPACE,
         content_type: str | None = None,
         metadata: dict[str, Any] | None = None,
-        op_id: str | None = None,
+        op_id: str | UUID | None = None,
         enable_intelligence: bool = False,
         traceparent: str | None = None,
         stamped_by: str | None = None,
@@ -212,12 +215,17 @@ class Bridge:
         """Return the rows of one grouping, of one namespace or of all."""
         return await self.query.rows(by, None if namespace is None else check_namespace(namespace))
 
-    async def find(self, wanted: str, namespace: str = DEFAULT_NAMESPACE) -> list[Stamp]:
-        """Return the stamps of a digest, of a stamp id, or of a path (its latest), newest first; NotFound if none."""
+    async def find(self, wanted: str, namespace: str | None = None) -> list[Stamp]:
+        """Return the stamps of a digest, of a stamp id, or of a path (its latest), newest first; NotFound if none.
+
+        Without a namespace a digest and an id are looked for in all of them, a path in the default one.
+        """
+        tenant = None if namespace is None else check_namespace(namespace)
         for kind in (self._by_hash, self._by_id, self._by_path):
-            if found := await kind(wanted, check_namespace(namespace)):
+            if found := await kind(wanted, tenant):
                 return found
-        raise NotFound(f"no stamp in {namespace} has {wanted!r} as digest, stamp id or path")
+        where = namespace or f"{DEFAULT_NAMESPACE} (name another with -n)"
+        raise NotFound(f"no stamp has {wanted!r} as digest or stamp id, and none in {where} as path")
 
     async def history(self, file_path: str, namespace: str = DEFAULT_NAMESPACE) -> list[Stamp]:
         """Return every version of a path, newest first; NotFound if there is none."""
@@ -228,7 +236,7 @@ class Bridge:
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> Prior:
         """Return a workflow with its history and stamp; NotFound if there is none, InvalidInput if it is ambiguous."""
-        found = await self.reads.workflow(check_op_id(workflow_id), namespace)
+        found = await self.reads.workflow(check_workflow_id(workflow_id), namespace)
         if not found:
             raise NotFound(f"no workflow {workflow_id}" + (f" in {namespace}" if namespace else ""))
         if len(found) > 1:
@@ -260,23 +268,19 @@ class Bridge:
                 if namespace is None or record.namespace == namespace:
                     yield decode(record.body)
 
-    async def _by_hash(self, wanted: str, namespace: str) -> list[Stamp]:
+    async def _by_hash(self, wanted: str, namespace: str | None) -> list[Stamp]:
         try:
             file_hash = check_file_hash(wanted)
         except InvalidInput:
             return []
-        return await self.reads.by_hash(file_hash, [namespace])
+        return await self.reads.by_hash(file_hash, None if namespace is None else [namespace])
 
-    async def _by_id(self, wanted: str, namespace: str) -> list[Stamp]:
-        try:
-            stamp_id = check_op_id(wanted)
-        except InvalidInput:
-            return []
-        found = await self.reads.by_id(stamp_id)
-        return [found] if found is not None and found.namespace == namespace else []
+    async def _by_id(self, wanted: str, namespace: str | None) -> list[Stamp]:
+        found = await self.reads.by_id(wanted) if is_uuid(wanted) else None
+        return [found] if found is not None and namespace in (None, found.namespace) else []
 
-    async def _by_path(self, wanted: str, namespace: str) -> list[Stamp]:
-        return (await self.reads.history(namespace, wanted))[:1]
+    async def _by_path(self, wanted: str, namespace: str | None) -> list[Stamp]:
+        return (await self.reads.history(namespace or DEFAULT_NAMESPACE, wanted))[:1]
 
 
 def stamp_document(stamp: Stamp) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def stamp(
     """Stamp files and folders, durably and exactly once.
 
     A path is recorded as typed, normalised: `stamp docs` records docs/a.txt. A file whose size, times, inode and
-    device are those of its latest stamp is not read again. What can't be stamped is named and stops nothing; the exit
+    device are those of its latest stamp is not read again. Other bytes, another content type or other metadata (also
+    none, where there was some) make the path's next version. What can't be stamped is named and stops nothing; the exit
     code is then 1. Interrupted, it is finished by running it again.
     """
     from omninode_bridge.cli import stamping
@@ -198,7 +199,8 @@ def show(
 ) -> int:
     """Show a stamp: by digest, id or path.
 
-    A digest shows all stamps that have it, a path its latest version.
+    A digest shows all stamps that have it, a path its latest version. Without -n a digest and an id are looked for in
+    all namespaces, a path in the default one.
     """
     from omninode_bridge.cli import reading
 

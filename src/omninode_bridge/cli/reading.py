@@ -22,7 +22,13 @@ from omninode_bridge.cli.output import (
     write,
 )
 from omninode_bridge.cli.running import FINE, opened, run
-from omninode_bridge.domain.names import DEFAULT_NAMESPACE, canonical_json, check_namespace, check_op_id, normalise_path
+from omninode_bridge.domain.names import (
+    DEFAULT_NAMESPACE,
+    canonical_json,
+    check_namespace,
+    check_workflow_id,
+    normalise_path,
+)
 
 if TYPE_CHECKING:
     from omninode_bridge.app.bridge import Bridge
@@ -36,7 +42,7 @@ PAGE_ROWS = 1000
 
 def show(wanted: str, namespace: str | None, json: bool, data_dir: Path | None, database_url: str | None) -> int:
     """Print the stamps of a digest, or the one of a stamp id, or a path's latest."""
-    tenant = check_namespace(DEFAULT_NAMESPACE if namespace is None else namespace)
+    tenant = None if namespace is None else check_namespace(namespace)
 
     async def work() -> int:
         async with opened(data_dir, database_url) as bridge:
@@ -110,7 +116,7 @@ def workflow(
     workflow_id: str, namespace: str | None, json: bool, data_dir: Path | None, database_url: str | None
 ) -> int:
     """Print where a workflow is, how it came there, and why."""
-    wanted = check_op_id(workflow_id)
+    wanted = check_workflow_id(workflow_id)
     tenant = None if namespace is None else check_namespace(namespace)
 
     async def work() -> int:

@@ -76,12 +76,22 @@ def normalise_path(typed: str) -> str:
     return normal[1:] if normal.startswith("//") else normal
 
 
-def check_op_id(value: str) -> str:
-    """Return a UUID in canonical lower-case form."""
+def check_op_id(value: str | UUID) -> str:
+    """Return an op id in canonical form: a UUID, lower-case."""
+    return _check_uuid(value, "op_id", "send one, or leave it out")
+
+
+def check_workflow_id(value: str | UUID) -> str:
+    """Return a workflow's id, which is its op id, in canonical form."""
+    return _check_uuid(value, "workflow_id", "give the id that the stamp was answered with")
+
+
+def is_uuid(value: str) -> bool:
     try:
-        return str(UUID(value))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InvalidInput(f"op_id {_shown(value)} is not a UUID: send one, or leave it out", field="op_id") from error
+        UUID(value)
+    except ValueError:
+        return False
+    return True
 
 
 def check_file_hash(value: str) -> str:
@@ -172,6 +182,13 @@ def _check_json(value: Any, depth: int) -> None:
             _check_json(item, depth - 1)
     elif not isinstance(value, int | None):
         raise ValueError(f"a {type(value).__name__} is not a JSON value")
+
+
+def _check_uuid(value: str | UUID, field: str, remedy: str) -> str:
+    try:
+        return str(value if isinstance(value, UUID) else UUID(value))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidInput(f"{field} {_shown(value)} is not a UUID: {remedy}", field=field) from error
 
 
 def _is_unicode(value: str) -> bool:

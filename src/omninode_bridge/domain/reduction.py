@@ -93,7 +93,8 @@ class Groupings(msgspec.Struct, frozen=True):
         """Return `name` if it is aggregated by; NotFound names those that are."""
         if name not in self.names():
             raise NotFound(
-                f"grouping {name!r} is not aggregated: the reducer's contract has {', '.join(self.names())}",
+                f"grouping {name!r} is not aggregated: the reducer's contract has {', '.join(self.names())}, "
+                "and workflow is read from the workflows",
                 field="by",
             )
         return name

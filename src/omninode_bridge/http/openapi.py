@@ -54,9 +54,9 @@ def describe(title: str, version: str) -> dict[str, Any]:
 
 def _stamp() -> dict[str, Any]:
     answers = {
-        "201": _answer("A new stamp.", Stamp)
+        "201": _answer("A new stamp; also when its op_id is sent again.", Stamp)
         | {"headers": {"Location": {"schema": {"type": "string"}, "description": "The stamps of its digest."}}},
-        "200": _answer("The path's latest stamp already says so; or the op_id's first answer.", Stamp),
+        "200": _answer("The path's latest stamp already says so.", Stamp),
     }
     call = _call(
         "stamp",

@@ -52,7 +52,8 @@ _ACTED = DESCRIPTIVE | {
     "state_management.state_scope",
     "yaml_consumed_events",
 }
-_METADATA_KEY = re.compile(r"metadata\.\S(.{0,118}\S)?")
+_METADATA_KEY = re.compile(r"metadata\.[^\s*?]([^*?]{0,118}[^\s*?])?")
+"""One field by its name: a wildcard would be taken for a name that no metadata has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from omninode_bridge.domain.names import (
     check_metadata,
     check_namespace,
     check_op_id,
+    check_workflow_id,
     normalise_path,
     path_hash,
     uuid7,
@@ -191,3 +192,10 @@ def test_uuid7_has_its_time_version_and_variant_in_place() -> None:
     assert [lowest.version, highest.version] == [7, 7]
     assert {lowest.variant, highest.variant} == {"specified in RFC 4122"}
     assert [lowest.int >> 80, highest.int >> 80] == [0, 2**48 - 1]
+
+
+def test_an_op_id_may_be_given_as_a_uuid_and_its_error_names_what_was_given() -> None:
+    given = UUID("01A204AF-088A-7D9E-B613-4F0237E66138")
+    assert check_op_id(given) == check_op_id(str(given).upper()) == "01a204af-088a-7d9e-b613-4f0237e66138"
+    with pytest.raises(InvalidInput, match="workflow_id 'xyz' is not a UUID"):
+        check_workflow_id("xyz")

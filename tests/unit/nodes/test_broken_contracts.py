@@ -191,6 +191,7 @@ REDUCER: dict[str, tuple[dict[str, Any], str]] = {
     "a metadata field without name": ({f"{GROUPING}[5]": "metadata."}, f"{GROUPING}[5]"),
     "a grouping twice": ({f"{GROUPING}[6]": "content_type"}, f"{GROUPING}[6]"),
     "no namespace": ({f"{GROUPING}[0]": REMOVED}, GROUPING),
+    "a wildcard for metadata fields": ({GROUPING: ["namespace", "metadata.*"]}, f"{GROUPING}[1]"),
     "too many metadata fields": ({GROUPING: ["namespace", *(f"metadata.f{i}" for i in range(17))]}, GROUPING),
     "no bounds": ({"config": REMOVED}, "config.size_buckets"),
     "bounds that fall": ({"config.size_buckets": [1024, 512]}, "config.size_buckets[1]"),

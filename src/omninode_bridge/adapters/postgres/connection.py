@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg.connection import Connection
@@ -121,9 +122,19 @@ def _said(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
+def _where(database_url: str) -> str:
+    """Return what a URL names, without its password."""
+    try:
+        split = urlsplit(database_url)
+        host = split.hostname or parse_qs(split.query).get("host", ["the default host"])[0]
+        return f"{host}:{split.port}{split.path}" if split.port else f"{host}{split.path}"
+    except ValueError:
+        return "the given URL"
+
+
 async def connect(database_url: str, *, by_key: bool = False) -> Connection:
     """Open a session of its own. `by_key`: for the data plane, index scans only."""
-    with translated("connecting"):
+    with translated(f"connecting to {_where(database_url)}"):
         try:
             return await asyncpg.connect(
                 database_url,
