@@ -120,6 +120,10 @@ def test_a_stamp_is_shown_by_path_by_id_and_by_digest(stamped: Desk) -> None:
     assert by_path["metadata"] == {"team": "legal", "note": "a=b"}
     assert (by_path["version"], by_path["file_size"], by_path["content_type"]) == (1, 5, "text/plain")
     assert stamped.json("show", by_path["stamp_id"], "-n", "legal.docs") == [by_path]
+    # A digest and an id are the same everywhere, a path is not.
+    assert stamped.json("show", by_path["stamp_id"]) == stamped.json("show", by_path["file_hash"]) == [by_path]
+    assert "-n" in stamped.run("show", "docs/a.txt", code=1).sentence
+    stamped.run("show", by_path["stamp_id"], "-n", "legal.others", code=1)
     assert by_path["stamp_id"] in stamped.run("show", by_path["file_hash"].upper(), "-n", "legal.docs").output
 
 
@@ -399,6 +403,7 @@ def test_commands_find_the_server_of_a_running_up(desk: Desk) -> None:
         assert re.search(rb"serves on http://127\.0\.0\.1:\d+ ", serving.stdout.readline())
         desk.run("stamp", "a.txt")
         assert [row["total_stamps"] for row in desk.json("state")] == [1]
+        assert f"another `up` already (pid {serving.pid})" in desk.run("up", "--port", "0", code=3).sentence
     finally:
         serving.send_signal(signal.SIGTERM)
         output, errors = serving.communicate(timeout=TIMEOUT_S)
