@@ -109,7 +109,7 @@ class EmbeddedPostgres:
         raise AssertionError("unreachable")
 
     async def stop(self) -> None:
-        """Shut the server down (fast, at the latest by force after 40 s) and free the folder. Again is fine."""
+        """Shut the server down (fast, at the latest by force after 25 s) and free the folder. Again is fine."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopping)

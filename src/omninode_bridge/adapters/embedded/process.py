@@ -53,7 +53,7 @@ class Process:
         return await asyncio.shield(self._execed)
 
     async def stop(self) -> None:
-        """End the program: fast, then at once, then by force. Returns when it is gone, at the latest after 40 s."""
+        """End the program: fast, then at once, then by force. Returns when it is gone, at the latest after 25 s."""
         await self.execed()
         for number, patience_s in _STOP_STEPS:
             if self.ended.done() or self._popen is None:
