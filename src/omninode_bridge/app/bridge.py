@@ -11,12 +11,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import msgspec
-
 from omninode_bridge.app.audit import LawFinding
 from omninode_bridge.app.query import NamespaceState, Query, StateRow
 from omninode_bridge.app.tree import Tree, TreeRequest, TreeResult, VerifyResult
-from omninode_bridge.domain.errors import BridgeError, InvalidInput, NotFound
+from omninode_bridge.domain.errors import InvalidInput, NotFound
 from omninode_bridge.domain.events import Event, decode
 from omninode_bridge.domain.log import Head, ShardKey
 from omninode_bridge.domain.names import (
@@ -281,17 +279,6 @@ class Bridge:
 
     async def _by_path(self, wanted: str, namespace: str | None) -> list[Stamp]:
         return (await self.reads.history(namespace or DEFAULT_NAMESPACE, wanted))[:1]
-
-
-def stamp_document(stamp: Stamp) -> dict[str, Any]:
-    """Return a stamp as JSON-ready values, under its public names."""
-    document: dict[str, Any] = msgspec.to_builtins(stamp)
-    return document
-
-
-def error_document(error: BridgeError) -> dict[str, Any]:
-    """Return an error as JSON-ready values: code, message and the offending field."""
-    return {"code": error.code, "message": error.message, **({"field": error.field} if error.field else {})}
 
 
 def _paths(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
