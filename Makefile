@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench run set-up lock clean
+.PHONY: help demo test check bench load run set-up lock clean
 
 # The interpreter .venv is made with; found by scripts/find-python.sh when not given.
 export PYTHON
@@ -38,6 +38,9 @@ bench: set-up ## Run the benchmarks against their counterparts
 	@scripts/system-needs.sh
 	@scripts/set-up.sh bench
 	@$(BIN)/omninode-bridge bench
+
+load: set-up ## Let 1,000 users at it for a minute, then reckon (LOAD_USERS, LOAD_SECONDS, LOAD_SEED)
+	@scripts/load.sh
 
 run: set-up ## Run the bridge with everything embedded (omninode-bridge up)
 	@exec $(BIN)/omninode-bridge up

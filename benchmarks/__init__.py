@@ -1,6 +1,6 @@
 """The benchmarks that docs/performance.md reports: each figure beside a counterpart's on the same data.
 
-    python -m benchmarks [NAME…] [--smoke] [--json] [--write] [--folder DIR]
+    python -m benchmarks [NAME…] [--smoke] [--json] [--write] [--stamps N] [--folder DIR]
 
 The rules they keep:
 
@@ -15,7 +15,9 @@ The rules they keep:
     report       the table, NDJSON, docs/performance.md
     hashing      against b3sum; `digests` is our side alone
     stamping     against the bare INSERT, which is in `floor`
+    api          against DBOS Transact: `dbos_peer` is that side, `loadgen` sends the requests, `wanted` has them
     folding      against polars
     transitions  against omnibase_core
+    growth       millions of stamps against ten thousand: `corpus` is what is stamped, `lookups` are the reads
     processes    memory and start of the whole program; `service` is a running `up`, `resident` a process that stamps
 """

@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import uvloop
 
-from benchmarks import hashing, processes, stamping, transitions
+from benchmarks import api, growth, hashing, processes, stamping, transitions
+from benchmarks.lookups import LOOKUPS
 from benchmarks.machine import machine, occasion
 from benchmarks.measure import Row, say
 from benchmarks.place import FULL, SMOKE, Place
@@ -31,14 +33,17 @@ BENCHMARKS: dict[str, Benchmark] = {
     "hash-small": hashing.hash_small,
     "stamp-tree": stamping.stamp_tree,
     "stamp-again": stamping.stamp_again,
+    "api": api.api,
     "fold": _folding,
     "fsm": transitions.fsm,
     "memory": processes.memory,
     "start": processes.start,
+    "growth": growth.growth,
 }
 ROWS = (
-    "hash-large", "hash-small", "stamp-tree", "stamp-again", "fold", "fold-from-bytes", "fsm",
+    "hash-large", "hash-small", "stamp-tree", "stamp-again", "api", "api-p99", "fold", "fold-from-bytes", "fsm",
     "memory-idle", "memory-upload", "memory-file", "start-help", "start-up",
+    "growth", "growth-cpu", *(f"growth-{lookup.name}" for lookup in LOOKUPS),
 )  # fmt: skip
 """The rows that they report, in the order of docs/performance.md."""
 
@@ -50,12 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny data, one turn; judges nothing")
     parser.add_argument("--json", action="store_true", help="print NDJSON instead of a table")
     parser.add_argument("--write", action="store_true", help="also put the rows into docs/performance.md")
+    parser.add_argument("--stamps", type=int, metavar="N", help="how far `growth` fills its database")
     parser.add_argument("--folder", type=Path, help="for data sets and databases (default: the temporary folder)")
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is named {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")
     if asked.smoke and asked.write:
         parser.error("figures of a smoke run mean nothing: leave out --smoke or --write")
+    if asked.stamps is not None and asked.write:
+        parser.error("what is owed is owed on the full size: leave out --stamps or --write")
+    if asked.stamps is not None and asked.stamps < 1:
+        parser.error(f"--stamps {asked.stamps} is no number of stamps: give one from 1 on")
     return _run(asked)
 
 
@@ -63,7 +73,10 @@ def _run(asked: argparse.Namespace) -> int:
     judged = not asked.smoke
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="omninode-bridge-bench-", dir=asked.folder) as folder:
-        place = Place(Path(folder), SMOKE if asked.smoke else FULL)
+        size = SMOKE if asked.smoke else FULL
+        if asked.stamps is not None:
+            size = msgspec.structs.replace(size, growth_stamps=asked.stamps)
+        place = Place(Path(folder), size)
         at, now = machine(place.folder), occasion()
         collect_seldom()  # as the command line does
         for name in asked.names or BENCHMARKS:

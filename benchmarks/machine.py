@@ -15,7 +15,7 @@ import msgspec
 from omninode_bridge.adapters.embedded.binaries import find_binaries
 
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("omninode-bridge", "omnibase-core", "asyncpg", "blake3", "msgspec", "polars", "uvloop")
+_PACKAGES = ("omninode-bridge", "omnibase-core", "asyncpg", "blake3", "dbos", "msgspec", "polars", "uvloop")
 
 
 class Machine(msgspec.Struct, frozen=True):

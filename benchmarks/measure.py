@@ -28,7 +28,10 @@ class ResultsDiffer(Exception):
 
 
 class Debt(msgspec.Struct, frozen=True):
-    """A bound that is owed. `of` says on what: the median ratio, or the median of our own figures."""
+    """A bound that is owed. `of` says on what: the median ratio, or the median of our own figures.
+
+    What was not measured is not met.
+    """
 
     of: Literal["ratio", "ours"]
     sense: Literal["≥", "≤"]
@@ -36,6 +39,8 @@ class Debt(msgspec.Struct, frozen=True):
 
     def met(self, row: Row) -> bool:
         figures = row.ratios if self.of == "ratio" else row.ours
+        if not figures:
+            return False
         median = statistics.median(figures)
         return median >= self.bound if self.sense == "≥" else median <= self.bound
 

@@ -26,6 +26,15 @@ class Size(msgspec.Struct, frozen=True):
     events: int
     transitions: int
     huge_file_bytes: int
+    api_requests: int
+    peer_workflows: int
+    """Of these requests, by the slower counterpart of the API."""
+    growth_base: int
+    """Stamps of the small database that a large one is held against."""
+    growth_stamps: int
+    growth_turn: int
+    """Stamps of one turn of theirs."""
+    growth_reads: int
     pairs: int
     pairs_slow: int
     """Of what takes more than about five seconds a turn."""
@@ -37,6 +46,12 @@ FULL = Size(
     events=200_000,
     transitions=100_000,
     huge_file_bytes=10 * GIB,
+    api_requests=30_000,
+    peer_workflows=600,
+    growth_base=10_000,
+    growth_stamps=5_000_000,
+    growth_turn=20_000,
+    growth_reads=2_500,
     pairs=9,
     pairs_slow=5,
 )
@@ -46,6 +61,12 @@ SMOKE = Size(
     events=2_000,
     transitions=3_000,
     huge_file_bytes=64 * MIB,
+    api_requests=300,
+    peer_workflows=60,
+    growth_base=1_000,
+    growth_stamps=2_000,
+    growth_turn=250,
+    growth_reads=10,
     pairs=1,
     pairs_slow=1,
 )

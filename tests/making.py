@@ -9,7 +9,17 @@ from omninode_bridge.adapters.memory import SeededIds
 from omninode_bridge.domain.events import SOURCE, FailureData, StampingCompleted, StampingFailed, encode
 from omninode_bridge.domain.log import NIL_ID, START, Head, Record
 from omninode_bridge.domain.reduction import Groupings
-from omninode_bridge.domain.stamp import Digest, DigestOrigin, Draft, Failure, FileFacts, Inline, Stamp, StampRequest
+from omninode_bridge.domain.stamp import (
+    Acceptance,
+    Digest,
+    DigestOrigin,
+    Draft,
+    Failure,
+    FileFacts,
+    Inline,
+    Stamp,
+    StampRequest,
+)
 from omninode_bridge.domain.workflow import Machine, Plan, Retry, Step, advance, begin
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -110,6 +120,26 @@ def failure(
         step=step,
         error_code="content_unavailable",
         error_message=message,
+    )
+
+
+def acceptance(path: str = "a.txt", content: bytes = b"a", **asked: Any) -> Acceptance:
+    """A workflow that is to be run later. `asked` is what `request` takes."""
+    asking = request(path, content, **asked)
+    return Acceptance(request=asking, visits=begin(MACHINE, asking.created_at), digest=digest(content))
+
+
+def leased_draft(held: StampRequest) -> Draft:
+    """What a worker brings to the ledger when the steps of a workflow that it holds succeeded."""
+    assert held.lease is not None and isinstance(held.content, Inline)
+    return Draft(request=held, digest=digest(held.content.data), visits=held.lease.visits, steps_executed=2)
+
+
+def leased_failure(held: StampRequest, message: str = "the service was away") -> Failure:
+    """What a worker brings to the ledger when a step of a workflow that it holds failed for good."""
+    assert held.lease is not None
+    return Failure(
+        request=held, visits=held.lease.visits, step="hash", error_code="stamping_unavailable", error_message=message
     )
 
 

@@ -1,22 +1,24 @@
 """What the core asks of the outside world. All data-plane calls are batch-shaped: one await a batch.
 
-Implementations are in `adapters`; `adapters/memory.py` has an in-memory one of each, held to the same
+Implementations are in `adapters`; `adapters/memory` has an in-memory one of each, held to the same
 conformance suite as the real ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Protocol
 
 import msgspec
 
-from omninode_bridge.domain.errors import ContentUnavailable, ForeignState
+from omninode_bridge.domain.errors import AttemptFailed, ContentUnavailable, ForeignState
 from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.domain.recording import PathKey, Prior, Verdict
 from omninode_bridge.domain.reduction import Groupings, State
-from omninode_bridge.domain.stamp import Content, Digest, FileFacts, Outcome, Stamp, StampRequest
+from omninode_bridge.domain.stamp import Content, Digest, DigestOrigin, FileFacts, Outcome, Stamp, StampRequest
+from omninode_bridge.domain.tenancy import EVERYTHING, Token, Visible
+from omninode_bridge.domain.windows import Extent, Sight, Window
 
 
 class Clock(Protocol):
@@ -75,7 +77,80 @@ READ_BYTES_MAX = 32 * 1024**2
 """Bytes of event bodies in one read of the log: what a reader holds, however large the events and many the shards."""
 
 
+class WorkQueue(Protocol):
+    """Accepted workflows that wait for a worker. Time is the storage's own."""
+
+    async def claim(self, worker: str, *, count_max: int, bytes_max: int, lease_s: float) -> list[StampRequest]:
+        """Lease what is due, oldest first, and return it as requests that hold their leases.
+
+        A workflow that was still in its first state is moved on, as the plan's start tells, in the same transaction.
+        At least one is returned where any is due, whatever its size.
+        """
+        ...
+
+    async def renew(self, held: Sequence[StampRequest], lease_s: float) -> None:
+        """Let the leases that are still held last `lease_s` from now."""
+        ...
+
+    async def release(
+        self, request: StampRequest, *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
+    ) -> None:
+        """Give a workflow back, to be taken again after `delay_s`; `counts`: the attempt was one of the workflow's own.
+
+        The error is kept, for whoever asks why the workflow is where it is.
+
+        Nothing happens when the lease is not held any more.
+        """
+        ...
+
+    async def depth(self) -> tuple[int, float]:
+        """Return how many accepted workflows have not ended, and for how long the oldest waits, in seconds."""
+        ...
+
+
+class TokenUse(msgspec.Struct, frozen=True):
+    """What a token used on a day of UTC: stamps that it asked for, and bytes of content that it sent for them."""
+
+    stamps: int = 0
+    content_bytes: int = 0
+
+    def __add__(self, other: TokenUse) -> TokenUse:
+        return TokenUse(self.stamps + other.stamps, self.content_bytes + other.content_bytes)
+
+
+type UseKey = tuple[str, date]
+"""A token's id and a day of UTC."""
+
+
+class Tokens(Protocol):
+    """API tokens, without their secrets, and what they used. Whoever changes one leaves a row in the log of acts."""
+
+    async def look(self, secret_hashes: Sequence[bytes]) -> tuple[bool, dict[bytes, Token]]:
+        """Return whether any token was ever created, and those with one of the hashes, revoked and expired ones too."""
+        ...
+
+    async def use(self, uses: Mapping[UseKey, TokenUse]) -> dict[UseKey, TokenUse]:
+        """Add to what tokens used, all at once; return the sums. A token that is not there any more has none."""
+        ...
+
+    async def create(self, token: Token, secret_hash: bytes, *, actor: str) -> None:
+        """Keep a new token; InvalidInput when its name is taken, also by a revoked one."""
+        ...
+
+    async def revoke(self, name: str, *, actor: str) -> tuple[Token, bool]:
+        """Revoke a token; return it, and whether it was not revoked before. NotFound when there is none."""
+        ...
+
+    async def every(self, day: date) -> list[tuple[Token, TokenUse]]:
+        """Return all tokens by name, with what each used on a day."""
+        ...
+
+
 class EventSource(Protocol):
+    def seen_by(self, visible: Visible) -> EventSource:
+        """Return the same source, limited to the records of namespaces that someone may see."""
+        ...
+
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         """Return records beyond the given heads, each shard's in order; shards not named, from the start.
 
@@ -86,6 +161,23 @@ class EventSource(Protocol):
 
     async def heads(self) -> dict[ShardKey, Head]:
         """Return where each shard of each topic ends now."""
+        ...
+
+    async def extents(self) -> dict[ShardKey, Extent]:
+        """Return from where to where the records of each shard lie now."""
+        ...
+
+    async def look(self, windows: Mapping[ShardKey, Window], *, records_max: int, bytes_max: int) -> Sight:
+        """Return the records in windows of some shards that may be seen, each shard's in order.
+
+        What is looked through is bounded by the windows, however little of it may be seen; what is returned by
+        `records_max` and `bytes_max`, but for the first record. Raises EventsExpired when a window begins below its
+        shard's floor.
+        """
+        ...
+
+    async def event_ids(self, places: Mapping[ShardKey, int]) -> dict[ShardKey, str]:
+        """Return which event each of some positions holds, whoever may see it; nothing for those that hold none now."""
         ...
 
 
@@ -159,7 +251,12 @@ class StateStore(Protocol):
         ...
 
     async def rows(
-        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+        self,
+        aggregation_type: str | None,
+        namespace: str | None = None,
+        *,
+        fingerprint: str | None = None,
+        visible: Visible = EVERYTHING,
     ) -> State:
         """Return the live state's groups of one aggregation type or all, of one namespace or all.
 
@@ -179,8 +276,47 @@ class KnownFile(msgspec.Struct, frozen=True, gc=False):
     """Canonical JSON."""
 
 
+class StampFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which stamps of a namespace are wanted; None: any. Times are those of completion, `until` excluded."""
+
+    file_path: str | None = None
+    file_hash: str | None = None
+    content_type: str | None = None
+    stamped_by: str | None = None
+    origin: DigestOrigin | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def by_index(self) -> bool:
+        """Whether every stamp that an index finds is wanted."""
+        others = (self.content_type, self.stamped_by, self.origin, self.since, self.until)
+        return others == (None,) * 5 and None in (self.file_path, self.file_hash)
+
+
+class StampPage(msgspec.Struct, frozen=True):
+    """Stamps, newest first; `before` is where the next page begins, None at the end."""
+
+    stamps: list[Stamp]
+    before: str | None
+
+
 class Reads(Protocol):
     """Queries by key over what the ledger has recorded. Lists are newest first."""
+
+    def seen_by(self, visible: Visible) -> Reads:
+        """Return the same reads, limited to what someone may see: the rest does not exist."""
+        ...
+
+    async def page(
+        self, namespace: str, wanted: StampFilter, *, before: str | None = None, limit: int = 100
+    ) -> StampPage:
+        """Return stamps of a namespace older than the one whose id is `before`.
+
+        A page may have less than `limit` stamps, or none, and still have a next one: what a filter looks through
+        for one page is bounded.
+        """
+        ...
 
     async def by_hash(
         self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100

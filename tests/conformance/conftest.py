@@ -14,10 +14,12 @@ from omninode_bridge.adapters.memory import (
     MemoryReads,
     MemoryStateStore,
     MemoryStore,
+    MemoryWorkQueue,
     SeededIds,
 )
 from omninode_bridge.adapters.postgres.connection import pool
 from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
+from omninode_bridge.adapters.postgres.queue import PostgresWorkQueue
 from omninode_bridge.adapters.postgres.reads import PostgresReads
 from omninode_bridge.adapters.postgres.rows import record_of
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
@@ -66,6 +68,7 @@ async def postgres_storage(url: str) -> AsyncIterator[Storage]:
             source=PostgresEventSource(opened),
             state=PostgresStateStore(opened),
             reads=PostgresReads(opened),
+            queue=PostgresWorkQueue(opened, PLAN, clock),
             plan=PLAN,
             groupings=GROUPINGS,
             corrupt=corrupt,
@@ -90,6 +93,7 @@ def memory_storage() -> Storage:
         source=MemoryEventSource(store),
         state=MemoryStateStore(store),
         reads=MemoryReads(store),
+        queue=MemoryWorkQueue(store, PLAN, clock),
         plan=PLAN,
         groupings=GROUPINGS,
         corrupt=corrupt,

@@ -9,7 +9,7 @@ from omninode_bridge.domain.recording import Verdict
 from omninode_bridge.domain.reduction import Groupings, State, fold, item_of
 from omninode_bridge.domain.stamp import Outcome, Stamp
 from omninode_bridge.domain.workflow import Plan
-from omninode_bridge.ports import EventSource, Generation, Ledger, Reads, StateStore
+from omninode_bridge.ports import EventSource, Generation, Ledger, Reads, StateStore, WorkQueue
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Storage:
     source: EventSource
     state: StateStore
     reads: Reads
+    queue: WorkQueue
     plan: Plan
     groupings: Groupings
     corrupt: Callable[[Record, bytes], Awaitable[None]]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
 from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres.connection import pool
@@ -33,9 +34,12 @@ PATIENCE_S = 30.0
 class Books:
     """One database: its ledger sessions, its reducer, its audit."""
 
-    def __init__(self, url: str, opened: Pool) -> None:
+    def __init__(self, url: str, opened: Pool, owner: Pool) -> None:
         self.url = url
-        self.pool = opened
+        self.service = opened
+        """The program's own pool."""
+        self.pool = owner
+        """For the test itself, which may do everything."""
         self.source = PostgresEventSource(opened)
         self.state = PostgresStateStore(opened)
         self.reads = PostgresReads(opened)
@@ -50,7 +54,9 @@ class Books:
         return session
 
     def projector(self, opened: Pool | None = None, groupings: Groupings = GROUPINGS) -> Projector:
-        return Projector(PostgresEventSource(opened or self.pool), PostgresStateStore(opened or self.pool), groupings)
+        return Projector(
+            PostgresEventSource(opened or self.service), PostgresStateStore(opened or self.service), groupings
+        )
 
     async def record(self, session: PostgresLedgerSession, *group: Outcome) -> list[Verdict]:
         """Record a group and enter what it was answered."""
@@ -78,7 +84,7 @@ class Books:
             await self.projector(groupings=groupings).catch_up(await self.source.heads())
 
     async def audit(self) -> list[LawFinding]:
-        async with evidence(self.pool) as snapshot:
+        async with evidence(self.service) as snapshot:
             return await audit(snapshot, MACHINE)
 
     async def balance(self, *, groupings: Groupings = GROUPINGS) -> None:
@@ -101,7 +107,7 @@ class Books:
         assert told == {ns: (stamps[ns], octets[ns], took[ns], failed[ns]) for ns in stamps.keys() | failed.keys()}
 
     async def count(self, table: str) -> int:
-        found: int = await self.pool.fetchval(f"SELECT count(*) FROM {table}")
+        found: int = await self.service.fetchval(f"SELECT count(*) FROM {table}")
         return found
 
     async def close(self) -> None:
@@ -111,8 +117,8 @@ class Books:
 
 @asynccontextmanager
 async def opened_books(url: str) -> AsyncIterator[Books]:
-    async with pool(url) as opened:
-        books = Books(url, opened)
+    async with pool(url) as opened, asyncpg.create_pool(url, min_size=0, max_size=4) as owner:
+        books = Books(url, opened, owner)
         try:
             yield books
         finally:

@@ -41,7 +41,7 @@ class Fault(Enum):
 
 
 def is_begin(message: bytes) -> bool:
-    return re.fullmatch(rb"Q.{4}BEGIN;?\0", message, re.DOTALL) is not None
+    return re.fullmatch(rb"Q.{4}BEGIN;?(?: .*)?\0", message, re.DOTALL) is not None
 
 
 def is_commit(message: bytes) -> bool:

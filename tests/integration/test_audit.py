@@ -10,7 +10,7 @@ import pytest
 from omninode_bridge.adapters.postgres.evidence import PostgresEvidence, evidence
 from omninode_bridge.app.audit import LawFinding, audit
 from tests.integration.books import Books, eventually, waited
-from tests.making import COMPLETED, FAILED, MACHINE, draft, failure
+from tests.making import COMPLETED, FAILED, MACHINE, acceptance, draft, failure
 
 # $1 is the topic of completed workflows, whose one shard has the positions 1 to 5.
 DAMAGE = {
@@ -131,6 +131,29 @@ async def test_damage_is_found_and_put_under_its_law(books: Books, law: int) -> 
     await books.balance()
 
 
+WAITING_DAMAGE = {
+    "an input is gone": "DELETE FROM workflow_inputs WHERE namespace = 'a'",
+    "an input is filed under another namespace": "UPDATE workflow_inputs SET namespace = 'c' WHERE namespace = 'a'",
+    "a workflow is gone": "DELETE FROM fsm_states WHERE namespace = 'a'",
+    "a workflow has failed and keeps its input": "UPDATE fsm_states SET error_code = 'x' WHERE namespace = 'a'",
+    "a workflow has a stamp and keeps its input": """
+        UPDATE fsm_states SET stamp_id = gen_random_uuid(), deduplicated = true WHERE namespace = 'a'""",
+    "a workflow that ended waits": "UPDATE fsm_states SET error_code = NULL WHERE namespace = 'ended'",
+}
+
+
+@pytest.mark.parametrize("what", WAITING_DAMAGE)
+async def test_an_accepted_workflow_has_its_input_until_its_end_and_no_longer(books: Books, what: str) -> None:
+    session = books.session()
+    accepted = [acceptance("later", namespace=namespace) for namespace in ("a", "b")]
+    await session.commit([*accepted, draft("now"), failure("x", namespace="ended")])
+    finding = {finding.law: finding for finding in await books.audit()}[5]
+    assert (finding.holds, finding.checked) == (True, 2)
+    await books.pool.execute(WAITING_DAMAGE[what])
+    finding = {finding.law: finding for finding in await books.audit()}[5]
+    assert not finding.holds and finding.examples, what
+
+
 async def test_no_spelling_of_a_number_is_taken_for_a_fault(books: Books) -> None:
     numbers = [1e16, 1e-7, -1.25e-5, 0.0001, -0.0, 1.0, 5e-324, 1.7976931348623157e308, 123456.75, 10**30, -7]
     values = [*numbers, {"z": numbers, "a": [None, True, 'ä\u2028\x7f"\\\t']}, "1e+16"]
@@ -177,6 +200,7 @@ async def test_the_findings_tell_how_much_was_checked(books: Books) -> None:
         (1, "events"): 2,
         (2, "events"): 2,
         (3, "workflows"): 3,
+        (5, "waiting workflows"): 0,
     }
 
 

@@ -116,7 +116,7 @@ async def test_a_reader_who_finds_all_connections_busy_is_told_so(
     monkeypatch.setattr(connection, "ACQUIRE_TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         for _ in range(connection.POOL_CONNECTIONS_MAX):
-            await stack.enter_async_context(books.pool.acquire())
+            await stack.enter_async_context(books.service.acquire())
         with pytest.raises(Overloaded, match="connections to PostgreSQL were busy"):
             await books.reads.history(NAMESPACE, "a")
     assert await books.reads.history(NAMESPACE, "a") == []
@@ -199,7 +199,7 @@ async def _idle_transactions_have_ended(books: Books) -> None:
 
 async def _rows_met(books: Books, statement: str, *arguments: Any) -> float:
     """Run a statement with a plan made for any arguments; return how many rows its scans found or threw away."""
-    async with books.pool.acquire() as session, session.transaction():
+    async with books.service.acquire() as session, session.transaction():
         await session.execute("SET LOCAL plan_cache_mode = force_generic_plan")
         (plan,) = json.loads(await session.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments))
     met = 0.0

@@ -41,7 +41,7 @@ def recorded(found: list[Outcome], cuts: list[int]) -> tuple[MemoryStore, list[V
             ids=ids,
             now=NOW,
         )
-        assert store.write(decision, heads)
+        assert store.write(decision, heads, NOW)
         verdicts += decision.verdicts
     return store, verdicts
 

@@ -5,6 +5,7 @@ Everything that happens is decided by one seeded generator: the same seed is the
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -54,8 +55,8 @@ class WornStore(MemoryStore):
             record = self._damaged.pop()
             self.log[record.topic, record.shard][record.position - 1] = record
 
-    def write(self, decision: Decision, heads: Mapping[str, Head]) -> bool:
-        written = super().write(decision, heads)
+    def write(self, decision: Decision, heads: Mapping[str, Head], now: datetime) -> bool:
+        written = super().write(decision, heads, now)
         if not written:
             self._chaos.seen["race of writers lost"] += 1
         elif decision.records and self._chaos.strikes("body damaged", 0.05):

@@ -2,26 +2,57 @@
 
 Totals are computed again from the raw bytes with the standard library's json and plain dictionaries: not
 with the domain's fold, not with its decoder. Each event is held against the rows that it tells of, field by
-field. Law 1, 2 and 6's positions are looked for by SQL in the same snapshot. Law 3 replays each distinct
+field. Law 1, 2, 5 and 6's positions are looked for by SQL in the same snapshot. Law 3 replays each distinct
 history through the contract's machine: a contract that drops or renames a state makes old histories illegal.
+
+Where retention has deleted events, the stamps and failures that have none must add up to the base, group by group;
+the state must be the base and the events that are left. Which event of a moment was first or last is the base's word.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from omninode_bridge.domain.reduction import Totals
+from omninode_bridge.domain.reduction import State, Totals
 from omninode_bridge.domain.workflow import Machine
-from omninode_bridge.ports import AuditedEvent, Evidence
+from omninode_bridge.ports import AuditedEvent, Evidence, Generation
 
 EXAMPLES_MAX = 20
 """Faults listed a law; the count is always whole."""
 _JSON = ("metadata", "intelligence")
+_ERASED = "urn:omninode-bridge:erased:1"
+_NOBODYS = {"namespace": "", "subject": "00000000-0000-0000-0000-000000000000"}
+_TOMBSTONE = {
+    "dataschema", "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "namespace", "shard",
+    "position", "previousid",
+}  # fmt: skip
+
+type Group = tuple[str, str, str]
+"""(namespace, aggregation type, group key)."""
+
+
+class KeptEvidence(Evidence, Protocol):
+    """Evidence with what acceptance and retention keep."""
+
+    def unlogged(self, live: Generation | None) -> AsyncIterator[dict[str, Any]]:
+        """Yield the workflows that count and whose events retention deleted.
+
+        namespace and at (a datetime); of those that made a stamp also content_type, file_size, processing_us and
+        metadata (JSON as text), which are None for the others.
+        """
+        ...
+
+    async def base(self) -> State: ...
+
+    async def waiting(self) -> int: ...
+
+    async def waiting_faults(self) -> list[str]: ...
 
 
 class LawFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,32 +70,42 @@ class LawFinding(msgspec.Struct, frozen=True, kw_only=True):
         return self.faults == 0
 
 
-async def audit(evidence: Evidence, machine: Machine) -> list[LawFinding]:
-    """Check laws 1, 2, 3 and 6 and return a finding for each."""
-    live = await evidence.live()
-    tally = _Tally(json.loads(live.fingerprint) if live else None)
+async def audit(evidence: KeptEvidence, machine: Machine) -> list[LawFinding]:
+    """Check laws 1, 2, 3, 5 and 6 and return a finding for each."""
+    live, base = await evidence.live(), await evidence.base()
+    groupings = json.loads(live.fingerprint) if live else None
+    deleted = _Sums(groupings)
+    async for workflow in evidence.unlogged(live):
+        deleted.add_workflow(workflow)
+    tally = _Tally(_Sums(groupings, base))
     async for event in evidence.events(live):
         tally.add(event)
-    counts = [*tally.faults, *await evidence.count_faults()]
     state = await evidence.state()
-    totals = [*await evidence.position_faults(), *_differences(tally.groups, state)]
+    counts = [*tally.faults, *await evidence.count_faults(), *_missing(deleted.totals(), base)]
+    totals = [*await evidence.position_faults(), *_differences(tally.sums.totals(), state)]
     workflows, illegal = await _check_histories(evidence, machine)
     return [
         _finding(1, "exactly once", tally.events, "events", counts),
         _finding(2, "the event log is gapless", tally.events, "events", await evidence.chain_faults()),
         _finding(3, "only legal transitions", workflows, "workflows", illegal),
+        _finding(
+            5,
+            "nothing accepted is lost",
+            await evidence.waiting(),
+            "waiting workflows",
+            await evidence.waiting_faults(),
+        ),
         _finding(6, "state is a pure fold", len(state), "groups", totals),
     ]
 
 
 class _Tally:
-    """Naive totals: one dictionary a group, added up event by event."""
+    """The events, one by one: what is wrong with them, and what they add up to."""
 
-    def __init__(self, groupings: dict[str, Any] | None) -> None:
-        self.groupings = groupings
+    def __init__(self, sums: _Sums) -> None:
+        self.sums = sums
         self.events = 0
         self.faults: list[str] = []
-        self.groups: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def add(self, event: AuditedEvent) -> None:
         self.events += 1
@@ -72,15 +113,24 @@ class _Tally:
         place = f"{record.topic} shard {record.shard} position {record.position}"
         try:
             body = json.loads(record.body)
-            self._compare(event, body, place)
-            if event.folded and self.groupings is not None:
-                self._count(body)
+            erased = body["dataschema"] == _ERASED
+            if erased or not record.namespace:
+                self._compare_tombstone(event, body, place)
+            else:
+                self._compare(event, body, place)
+            if event.folded and not erased:
+                self.sums.add_event(body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if event.folded:
                 self.faults.append(f"{place}: is not readable, and no dead letter says so ({error!r})")
 
-    def _compare(self, event: AuditedEvent, body: dict[str, Any], place: str) -> None:
-        record, data = event.record, body["data"]
+    def _compare_tombstone(self, event: AuditedEvent, body: dict[str, Any], place: str) -> None:
+        self._compare_place(event, body, place)
+        if body.keys() != _TOMBSTONE or body | _NOBODYS != body:
+            self.faults.append(f"{place}: was erased, and still tells of what it was")
+
+    def _compare_place(self, event: AuditedEvent, body: dict[str, Any], place: str) -> None:
+        record = event.record
         # The topic as it was named when the event was written: the contract may have renamed it since.
         said = tuple(body[name] for name in ("id", "previousid", "namespace", "subject", "position", "shard", "type"))
         logged = (
@@ -89,6 +139,10 @@ class _Tally:
         )  # fmt: skip
         if said != logged:
             self.faults.append(f"{place}: the event says {said}, the log {logged}")
+
+    def _compare(self, event: AuditedEvent, body: dict[str, Any], place: str) -> None:
+        self._compare_place(event, body, place)
+        record, data = event.record, body["data"]
         what = "stamp_id" if "stamp_id" in data else "error_code"
         if what not in event.kept:
             self.faults.append(f"{place}: the event tells of {what} {data[what]}, which its workflow does not have")
@@ -100,48 +154,101 @@ class _Tally:
         if differing:
             self.faults.append(f"{place}: the event of {what} {data[what]} and the ledger differ in {differing}")
 
-    def _count(self, body: dict[str, Any]) -> None:
-        for group in self._groups_of(body):
-            totals = self.groups.setdefault(
-                group, {"stamps": 0, "failed": 0, "bytes": 0, "took": [], "sum": 0, "first": None, "last": None}
-            )
-            data = body["data"]
-            if "stamp_id" in data:
-                took = round(data["processing_time_ms"] * 1000)
+
+class _Sums:
+    """Naive totals: one dictionary a group, added up item by item, from nothing or on top of other totals."""
+
+    def __init__(self, groupings: dict[str, Any] | None, start: State | None = None) -> None:
+        self._groupings = groupings
+        self._groups: dict[Group, dict[str, Any]] = {key: _opened(totals) for key, totals in (start or {}).items()}
+
+    def totals(self) -> dict[Group, Totals]:
+        return {group: _closed(sums) for group, sums in self._groups.items()}
+
+    def add_event(self, body: dict[str, Any]) -> None:
+        data, moment = body["data"], (datetime.fromisoformat(body["time"]), body["id"])
+        if "stamp_id" in data:
+            took = round(data["processing_time_ms"] * 1000)
+            self._add(body["namespace"], moment, took, data["content_type"], data["file_size"], data["metadata"])
+        else:
+            self._add(body["namespace"], moment)
+
+    def add_workflow(self, workflow: dict[str, Any]) -> None:
+        """Add a workflow as the tables have it. Which event told of it is not known any more."""
+        moment = (workflow["at"], "")
+        if workflow["content_type"] is None:
+            self._add(workflow["namespace"], moment)
+        else:
+            content = (workflow["content_type"], workflow["file_size"], json.loads(workflow["metadata"]))
+            self._add(workflow["namespace"], moment, workflow["processing_us"], *content)
+
+    def _add(
+        self,
+        namespace: str,
+        moment: tuple[datetime, str],
+        took: int | None = None,
+        content_type: str = "",
+        size: int = 0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if self._groupings is None:
+            return
+        content = None if took is None else (content_type, size, metadata or {})
+        for group in _groups_of(self._groupings, namespace, moment[0], content):
+            totals = self._groups.setdefault(group, _opened(Totals()))
+            if took is not None:
                 totals["stamps"] += 1
-                totals["bytes"] += data["file_size"]
+                totals["bytes"] += size
                 totals["sum"] += took
                 totals["took"] = [min([took, *totals["took"]]), max([took, *totals["took"]])]
             else:
                 totals["failed"] += 1
-            moment = (datetime.fromisoformat(body["time"]), body["id"])
             totals["first"] = min(totals["first"] or moment, moment)
             totals["last"] = max(totals["last"] or moment, moment)
 
-    def _groups_of(self, body: dict[str, Any]) -> list[tuple[str, str, str]]:
-        assert self.groupings is not None
-        namespace, data, wanted = body["namespace"], body["data"], self.groupings
-        groups = [(namespace, "namespace", namespace)]
-        if wanted["time_window"]:
-            at = datetime.fromisoformat(body["time"])
-            past = (at - datetime(1970, 1, 1, tzinfo=UTC)) % _milliseconds(wanted["window_ms"])
-            start = (at - past).replace(tzinfo=None)
-            digits = "milliseconds" if start.microsecond else "seconds"
-            groups.append((namespace, "time_window", start.isoformat(timespec=digits) + "Z"))
-        if "stamp_id" not in data:
-            return groups
-        if wanted["content_type"]:
-            groups.append((namespace, "content_type", _short(data["content_type"])))
-        if wanted["size_bucket"]:
-            lower = [0, *(bound for bound in wanted["size_bounds"] if bound <= data["file_size"])][-1]
-            upper = [str(bound - 1) for bound in wanted["size_bounds"] if bound > data["file_size"]]
-            groups.append((namespace, "size_bucket", f"{lower}..{upper[0] if upper else ''}"))
-        for field in wanted["metadata_fields"]:
-            if field in data["metadata"]:
-                value = data["metadata"][field]
-                key = value if isinstance(value, str) else _json(value)
-                groups.append((namespace, f"metadata.{field}", _short(key)))
+
+def _opened(totals: Totals) -> dict[str, Any]:
+    took = [took for took in (totals.processing_time_us_min, totals.processing_time_us_max) if took is not None]
+    return {
+        "stamps": totals.total_stamps,
+        "failed": totals.failed,
+        "bytes": totals.total_size_bytes,
+        "sum": totals.processing_time_us_sum,
+        "took": took,
+        "first": totals.first,
+        "last": totals.last,
+    }
+
+
+def _closed(sums: dict[str, Any]) -> Totals:
+    low, high = sums["took"] or (None, None)
+    return Totals(sums["stamps"], sums["failed"], sums["bytes"], sums["sum"], low, high, sums["first"], sums["last"])
+
+
+def _groups_of(
+    wanted: dict[str, Any], namespace: str, at: datetime, content: tuple[str, int, dict[str, Any]] | None
+) -> list[Group]:
+    groups = [(namespace, "namespace", namespace)]
+    if wanted["time_window"]:
+        past = (at - datetime(1970, 1, 1, tzinfo=UTC)) % _milliseconds(wanted["window_ms"])
+        start = (at - past).replace(tzinfo=None)
+        digits = "milliseconds" if start.microsecond else "seconds"
+        groups.append((namespace, "time_window", start.isoformat(timespec=digits) + "Z"))
+    if content is None:
         return groups
+    content_type, size, metadata = content
+    if wanted["content_type"]:
+        groups.append((namespace, "content_type", _short(content_type)))
+    if wanted["size_bucket"]:
+        lower = [0, *(bound for bound in wanted["size_bounds"] if bound <= size)][-1]
+        upper = [str(bound - 1) for bound in wanted["size_bounds"] if bound > size]
+        groups.append((namespace, "size_bucket", f"{lower}..{upper[0] if upper else ''}"))
+    for field in wanted["metadata_fields"]:
+        if field in metadata:
+            value = metadata[field]
+            key = value if isinstance(value, str) else _json(value)
+            groups.append((namespace, f"metadata.{field}", _short(key)))
+    return groups
 
 
 def _told(data: dict[str, Any], name: str) -> Any:
@@ -176,29 +283,31 @@ def _number(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def _differences(
-    naive: dict[tuple[str, str, str], dict[str, Any]], state: dict[tuple[str, str, str], Totals]
-) -> list[str]:
+def _differences(told: dict[Group, Totals], state: State) -> list[str]:
     faults = []
-    for group in sorted(naive.keys() | state.keys()):
-        expected, found = naive.get(group), state.get(group)
+    for group in sorted(told.keys() | state.keys()):
+        expected, found = told.get(group), state.get(group)
         if expected is None or found is None:
             faults.append(f"{group}: {'is in the state' if found else 'is missing'}, the events say otherwise")
-            continue
-        low, high = expected["took"] or (None, None)
-        told = Totals(
-            expected["stamps"],
-            expected["failed"],
-            expected["bytes"],
-            expected["sum"],
-            low,
-            high,
-            expected["first"],
-            expected["last"],
-        )
-        if told != found:
-            faults.append(f"{group}: the events say {told}, the state {found}")
+        elif expected != found:
+            faults.append(f"{group}: the events say {expected}, the state {found}")
     return faults
+
+
+def _missing(deleted: dict[Group, Totals], base: State) -> list[str]:
+    """Compare the workflows that have no event with the base, all but which event was first or last of a moment."""
+    faults = []
+    for group in sorted(deleted.keys() | base.keys()):
+        expected, found = _timed(base.get(group)), _timed(deleted.get(group))
+        if expected != found:
+            faults.append(f"{group}: workflows without events add up to {found}, retention deleted {expected}")
+    return faults
+
+
+def _timed(totals: Totals | None) -> Totals | None:
+    if totals is None or totals.first is None or totals.last is None:
+        return totals
+    return msgspec.structs.replace(totals, first=(totals.first[0], ""), last=(totals.last[0], ""))
 
 
 async def _check_histories(evidence: Evidence, machine: Machine) -> tuple[int, list[str]]:

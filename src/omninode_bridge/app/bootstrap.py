@@ -1,45 +1,59 @@
 """The assembly: plain constructor calls. What runs is made of adapters here, and nowhere else.
 
 settings ─▶ contracts ─▶ database ─▶ ledger sessions ─▶ ingest ─┐
-                               └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ Bridge
+                               └──▶ source, state ─▶ projector ─┼─▶ nodes ─▶ worker ─▶ Bridge
              hasher, intelligence, clock, ids ──────────────────┘
+
+What a process does beside answering calls is its role's: who folds the log, who runs accepted workflows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from omninode_bridge.adapters import filesystem
 from omninode_bridge.adapters.embedded import EmbeddedPostgres
 from omninode_bridge.adapters.hashing import Blake3Hasher
+from omninode_bridge.adapters.memory import MemoryReads, MemoryStore
 from omninode_bridge.adapters.onextree import LocalIntelligence
 from omninode_bridge.adapters.postgres import connection as postgres
 from omninode_bridge.adapters.postgres.evidence import evidence
 from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
 from omninode_bridge.adapters.postgres.migrations import migrate, require_current
+from omninode_bridge.adapters.postgres.probing import PostgresProbe
+from omninode_bridge.adapters.postgres.queue import PostgresWorkQueue
 from omninode_bridge.adapters.postgres.reads import PostgresReads
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
+from omninode_bridge.adapters.postgres.tokens import PostgresTokens, record_act
 from omninode_bridge.adapters.streaming import Blake3Stream
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
+from omninode_bridge.app.access import Access
 from omninode_bridge.app.audit import LawFinding, audit
-from omninode_bridge.app.bridge import Bridge
+from omninode_bridge.app.bridge import Bridge, stamp_batches
+from omninode_bridge.app.following import Tail
+from omninode_bridge.app.gather import Gather
 from omninode_bridge.app.ingest import Ingest
+from omninode_bridge.app.monitor import Duty, watch
 from omninode_bridge.app.project import Projector, live_generation, rebuild
 from omninode_bridge.app.query import Query
 from omninode_bridge.app.settings import Settings
-from omninode_bridge.app.tree import Tree
+from omninode_bridge.app.telemetry import Telemetry
+from omninode_bridge.app.tree import Tree, TreeResult
+from omninode_bridge.app.work import Worker
 from omninode_bridge.domain.errors import DataDirectoryError, Overloaded, ServiceUnavailable
+from omninode_bridge.domain.tenancy import local_principal
 from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
 from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
-from omninode_bridge.ports import fingerprint
+from omninode_bridge.ports import Hasher, fingerprint
 
 DEATH_S = 10.0
 """How long to look whether a server that refuses connections recovers or dies."""
@@ -47,8 +61,31 @@ DEATH_LOOK_S = 0.1
 AUDITS_MAX = 1
 """Audits under way at once. Each holds a connection of the pool for as long as reading the whole database takes."""
 
-type Kind = Literal["up", "command"]
-"""A process that others may attach to, or one that uses the data directory alone."""
+type Role = Literal["api", "orchestrator", "stamping", "reducer", "all"]
+
+
+class Duties(NamedTuple):
+    """What a process does by itself, beside answering calls."""
+
+    folds: bool
+    """Folds the log as it grows. Whoever reads the state folds what is missing all the same."""
+    keeps: bool
+    """Sees to it that the state follows this process's contract."""
+    works: bool
+    """Runs accepted workflows."""
+    records: bool = True
+    """Records stamps."""
+
+
+_DUTIES: dict[Role | None, Duties] = {
+    # A command of a person, or a Python program.
+    None: Duties(folds=True, keeps=False, works=False),
+    "api": Duties(folds=False, keeps=False, works=False),
+    "orchestrator": Duties(folds=False, keeps=False, works=True),
+    "stamping": Duties(folds=False, keeps=False, works=False),
+    "reducer": Duties(folds=True, keeps=True, works=False, records=False),
+    "all": Duties(folds=True, keeps=True, works=True),
+}
 type Died = Callable[[], Awaitable[ServiceUnavailable]]
 """Waits until the database's server ends by itself; returns what to tell."""
 
@@ -78,7 +115,12 @@ class Maintenance:
         async with self._audits, evidence(self._pool) as snapshot:
             return await audit(snapshot, self._contracts.orchestrator.plan.machine)
 
-    async def rebuild(self, namespace: str | None = None) -> None:
+    async def rebuild(self, namespace: str | None = None, *, actor: str | None = None) -> None:
+        """Fold the log anew and swap the result in. The log of acts tells first which `actor` wants that."""
+        if actor is not None:
+            with postgres.translated("keeping the log of acts"):
+                async with self._pool.acquire() as connection:
+                    await record_act(connection, actor, "state.rebuild", namespace or "*")
         await rebuild(self._source, self._state, self._contracts.reducer.groupings, namespace=namespace)
 
     async def follow_contract(self) -> None:
@@ -91,10 +133,6 @@ class Maintenance:
         if live.fingerprint != fingerprint(self._contracts.reducer.groupings):
             await self.rebuild()
 
-    async def ready(self) -> None:
-        """Raise ServiceUnavailable when stamps could not be recorded now."""
-        await self._source.heads()
-
     async def database_died(self) -> ServiceUnavailable:
         """Wait until the embedded server ends by itself, and return what to tell; for ever where it is not ours."""
         if self._died is None:
@@ -104,25 +142,28 @@ class Maintenance:
 
 
 @asynccontextmanager
-async def open_bridge(settings: Settings, kind: Kind = "command") -> AsyncIterator[Bridge]:
-    """Open the bridge that the settings describe: on your server, or on the embedded one."""
+async def open_bridge(settings: Settings, role: Role | None = None) -> AsyncIterator[Bridge]:
+    """Open the bridge that the settings describe: on your server, or on the embedded one.
+
+    A process with a role serves: others may attach to its embedded server. Without one it is a command's.
+    """
     if settings.database_url is not None:
-        async with connect(settings.database_url, settings, kind) as bridge:
+        async with connect(settings.database_url, settings, role) as bridge:
             yield bridge
     else:
-        async with embedded(settings.data_dir, settings, kind) as bridge:
+        async with embedded(settings.data_dir, settings, role) as bridge:
             yield bridge
 
 
 @asynccontextmanager
 async def embedded(
-    data_dir: str | os.PathLike[str] | None = None, settings: Settings | None = None, kind: Kind = "command"
+    data_dir: str | os.PathLike[str] | None = None, settings: Settings | None = None, role: Role | None = None
 ) -> AsyncIterator[Bridge]:
     """Open a bridge on the embedded PostgreSQL; its schema is brought up to date first."""
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
-    async with _server(settings, data_dir, kind) as server:
-        if kind == "up" and server.attached:
+    async with _server(settings, data_dir, role) as server:
+        if role is not None and server.attached:
             raise DataDirectoryError(
                 f"{server.data_dir} is served by another `up` already (pid {server.pid}): "
                 "use that one, end it, or name another folder with --data-dir"
@@ -132,16 +173,19 @@ async def embedded(
             await migrate(session)
         finally:
             await session.close()
-        async with _assemble(server.dsn, settings, contracts, not server.attached, server.died) as bridge:
+        duties = _DUTIES[role]._replace(keeps=not server.attached)
+        async with _assemble(server.dsn, settings, contracts, duties, server.died) as bridge:
             yield bridge
 
 
 @asynccontextmanager
-async def connect(database_url: str, settings: Settings | None = None, kind: Kind = "command") -> AsyncIterator[Bridge]:
+async def connect(
+    database_url: str, settings: Settings | None = None, role: Role | None = None
+) -> AsyncIterator[Bridge]:
     """Open a bridge on your own PostgreSQL; SchemaMismatch unless its schema is this program's.
 
-    Where the state is kept by another reducer contract than the settings', only `up` folds it anew at its start;
-    a command's reads of the state raise ForeignState until it calls `rebuild`.
+    Where the state is kept by another reducer contract than the settings', only a reducer folds it anew at its
+    start; others' reads of the state raise ForeignState until then, or until `rebuild` is called.
     """
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
@@ -150,27 +194,48 @@ async def connect(database_url: str, settings: Settings | None = None, kind: Kin
         await require_current(session)
     finally:
         await session.close()
-    async with _assemble(database_url, settings, contracts, kind == "up") as bridge:
+    async with _assemble(database_url, settings, contracts, _DUTIES[role]) as bridge:
         yield bridge
 
 
 @asynccontextmanager
-async def database(
-    settings: Settings, data_dir: str | os.PathLike[str] | None = None, kind: Kind = "command"
-) -> AsyncIterator[str]:
+async def remote_stamper(url: str, settings: Settings) -> AsyncIterator[Callable[..., AsyncIterator[list[TreeResult]]]]:
+    """Open what stamps files of this machine at a server: `stamp_tree_batches` as the bridge has it.
+
+    Each file is sent, since nothing is known here of what the server has; an unchanged one is answered so.
+    """
+    from omninode_bridge.adapters.bridge_http import RemoteBridge
+
+    async with RemoteBridge(url, token=settings.token) as server:
+        tree = Tree(
+            walk=partial(filesystem.walk, batch=settings.tree_batch_files),
+            content_type=filesystem.guess_content_type,
+            executor=server,
+            hasher=Blake3Hasher(),
+            reads=MemoryReads(MemoryStore()),
+            clock=utc_now,
+            ids=uuid7_batch,
+            in_flight=settings.tree_batches_in_flight,
+        )
+        yield partial(stamp_batches, tree, settings.stamped_by)
+
+
+@asynccontextmanager
+async def database(settings: Settings, data_dir: str | os.PathLike[str] | None = None) -> AsyncIterator[str]:
     """Yield the URL of the database: the configured one, or the embedded server's while it runs."""
     if data_dir is None and settings.database_url is not None:
         yield settings.database_url
         return
-    async with _server(settings, data_dir, kind) as server:
+    async with _server(settings, data_dir, None) as server:
         yield server.dsn
 
 
 @asynccontextmanager
 async def _server(
-    settings: Settings, data_dir: str | os.PathLike[str] | None, kind: Kind
+    settings: Settings, data_dir: str | os.PathLike[str] | None, role: Role | None
 ) -> AsyncIterator[EmbeddedPostgres]:
     folder = Path(data_dir) if data_dir is not None else settings.data_dir
+    kind: Literal["up", "command"] = "command" if role is None else "up"
     async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
         try:
             yield server
@@ -203,57 +268,113 @@ async def _death(server: EmbeddedPostgres) -> ServiceUnavailable | None:
 
 @asynccontextmanager
 async def _assemble(
-    url: str, settings: Settings, contracts: Contracts, keeper: bool, died: Died | None = None
+    url: str, settings: Settings, contracts: Contracts, duties: Duties, died: Died | None = None
 ) -> AsyncIterator[Bridge]:
-    """`keeper`: the state is this process's business; it is to follow this process's contract."""
     plan, groupings = contracts.orchestrator.plan, contracts.reducer.groupings
-    hasher, intelligence = Blake3Hasher(), LocalIntelligence()
-    async with postgres.pool(url) as pool:
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(postgres.pool(url))
         source, state, reads = PostgresEventSource(pool), PostgresStateStore(pool), PostgresReads(pool)
         maintenance = Maintenance(pool, contracts, source, state, died)
-        if keeper:
+        if duties.keeps:
             await maintenance.follow_contract()
-        projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size)
-        sessions = [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)]
-        async with (
+        telemetry, tail = Telemetry(), Tail(source)
+        projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size, meter=telemetry.reducer)
+        news = [projector.wake.set, tail.hint]
+        ledger = await stack.enter_async_context(
             Ingest(
-                sessions, group_max=settings.group_max, queue_max=settings.queue_max, committed=projector.wake.set
-            ) as ledger,
-            _running(projector),
-        ):
-            container = await build_container(
-                ledger=ledger,
-                hasher=hasher,
-                intelligence=intelligence,
-                state_store=state,
-                clock=utc_now,
-                ids=uuid7_batch,
+                [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)],
+                group_max=settings.group_max,
+                queue_max=settings.queue_max,
+                committed=lambda: _tell(news),
+                meter=telemetry.ledger,
             )
-            orchestrator = NodeBridgeOrchestrator(container, contracts.orchestrator)
-            tree = Tree(
-                walk=partial(filesystem.walk, batch=settings.tree_batch_files),
-                content_type=filesystem.guess_content_type,
-                executor=orchestrator,
-                hasher=hasher,
-                reads=reads,
-                clock=utc_now,
-                ids=uuid7_batch,
-                in_flight=settings.tree_batches_in_flight,
-            )
-            yield Bridge(
-                orchestrator=orchestrator,
-                reducer=NodeBridgeReducer(container, contracts.reducer),
-                tree=tree,
-                query=Query(source, state, reads, projector, groupings, settings.state_timeout_s),
-                reads=reads,
-                source=source,
-                maintenance=maintenance,
-                guess_content_type=filesystem.guess_content_type,
-                running_digest=Blake3Stream,
-                clock=utc_now,
-                ids=uuid7_batch,
-                stamped_by=settings.stamped_by,
-            )
+        )
+        if duties.folds:
+            await stack.enter_async_context(_running(projector))
+        hasher = await stack.enter_async_context(_hasher(settings, contracts))
+        container = await build_container(
+            ledger=ledger,
+            hasher=hasher,
+            intelligence=LocalIntelligence(),
+            state_store=state,
+            clock=utc_now,
+            ids=uuid7_batch,
+        )
+        orchestrator = NodeBridgeOrchestrator(container, contracts.orchestrator)
+        queue = PostgresWorkQueue(pool, plan, utc_now)
+        worker = None
+        if duties.works:
+            worker = Worker(queue, orchestrator, plan, name=f"{socket.gethostname()}/{os.getpid()}")
+            news.append(worker.wake.set)
+            await stack.enter_async_context(worker.working())
+        access = Access(PostgresTokens(pool), utc_now, local_principal(settings.stamped_by))
+        await stack.enter_async_context(access)
+        tree = Tree(
+            walk=partial(filesystem.walk, batch=settings.tree_batch_files),
+            content_type=filesystem.guess_content_type,
+            executor=orchestrator,
+            hasher=hasher,
+            reads=reads,
+            clock=utc_now,
+            ids=uuid7_batch,
+            in_flight=settings.tree_batches_in_flight,
+        )
+        monitor = watch(
+            duty=Duty(duties.records, folds=duties.folds and not duties.records),
+            telemetry=telemetry,
+            tail=tail,
+            probe=PostgresProbe(pool),
+            ledger=ledger,
+            source=source,
+            state=state,
+            queue=queue,
+            projector=projector if duties.folds else None,
+            in_flight=None if worker is None else partial(getattr, worker, "in_flight"),
+            services=getattr(hasher, "breakers", None),  # the local one has none
+            door=access,
+            clock=utc_now,
+        )
+        yield Bridge(
+            orchestrator=orchestrator,
+            reducer=NodeBridgeReducer(container, contracts.reducer),
+            gather=Gather(
+                orchestrator.run_many,
+                items_max=contracts.orchestrator.batch_items_max,
+                hashes_here=not settings.stamping_urls,
+            ),
+            tree=tree,
+            query=Query(source, state, reads, projector, groupings, settings.state_timeout_s),
+            reads=reads,
+            source=source,
+            maintenance=maintenance,
+            guess_content_type=filesystem.guess_content_type,
+            running_digest=Blake3Stream,
+            clock=utc_now,
+            ids=uuid7_batch,
+            stamped_by=settings.stamped_by,
+            access=access,
+            monitor=monitor,
+        )
+
+
+@asynccontextmanager
+async def _hasher(settings: Settings, contracts: Contracts) -> AsyncIterator[Hasher]:
+    """Give what hashes contents: this process, or the stamping services where the settings name some."""
+    local = Blake3Hasher()
+    if not settings.stamping_urls:
+        yield local
+        return
+    # Only here: the HTTP client takes a tenth of a second to import.
+    from omninode_bridge.adapters.stamping_http import RemoteHasher
+
+    policy, token = contracts.orchestrator.stamping, settings.stamping_token
+    async with RemoteHasher(settings.stamping_urls, policy, local=local, token=token) as remote:
+        yield remote
+
+
+def _tell(news: Sequence[Callable[[], None]]) -> None:
+    for hint in news:
+        hint()
 
 
 @asynccontextmanager

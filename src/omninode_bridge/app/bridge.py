@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from copy import copy
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from omninode_bridge.app.audit import LawFinding
+from omninode_bridge.app.explaining import WorkflowReport, report
+from omninode_bridge.app.gather import Gather
 from omninode_bridge.app.query import NamespaceState, Query, StateRow
 from omninode_bridge.app.tree import Tree, TreeRequest, TreeResult, VerifyResult
-from omninode_bridge.domain.errors import InvalidInput, NotFound
+from omninode_bridge.domain.acceptance import CONTENT_BYTES_MAX
+from omninode_bridge.domain.errors import InvalidInput, LimitExceeded, NotFound
 from omninode_bridge.domain.events import Event, decode
 from omninode_bridge.domain.log import Head, ShardKey
 from omninode_bridge.domain.names import (
@@ -28,14 +33,17 @@ from omninode_bridge.domain.names import (
     check_workflow_id,
     is_uuid,
 )
-from omninode_bridge.domain.recording import Prior
+from omninode_bridge.domain.recording import Prior, Workflow
 from omninode_bridge.domain.stamp import Content, Inline, Stamp, StampRequest
+from omninode_bridge.domain.tenancy import EVERYTHING, Visible
 from omninode_bridge.ports import Clock, EventSource, IdSource, Reads, RunningDigest
 
 if TYPE_CHECKING:
     import os
 
+    from omninode_bridge.app.access import Access
     from omninode_bridge.app.bootstrap import Maintenance
+    from omninode_bridge.app.monitor import Monitor
     from omninode_bridge.app.settings import Settings
     from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
     from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
@@ -51,6 +59,7 @@ class Bridge:
         *,
         orchestrator: NodeBridgeOrchestrator,
         reducer: NodeBridgeReducer,
+        gather: Gather,
         tree: Tree,
         query: Query,
         reads: Reads,
@@ -61,6 +70,8 @@ class Bridge:
         clock: Clock,
         ids: IdSource,
         stamped_by: str,
+        access: Access,
+        monitor: Monitor,
     ) -> None:
         self.orchestrator = orchestrator
         self.reducer = reducer
@@ -68,8 +79,11 @@ class Bridge:
         self.reads = reads
         self.maintenance = maintenance
         self.running_digest = running_digest
+        self.source = source
+        self.access = access
+        self.monitor = monitor
+        self._gather = gather
         self._tree = tree
-        self._source = source
         self._guess_content_type = guess_content_type
         self._clock = clock
         self._ids = ids
@@ -97,6 +111,34 @@ class Bridge:
 
         return bootstrap.connect(database_url, settings)
 
+    def seen_by(self, visible: Visible) -> Bridge:
+        """Return the same bridge as someone sees it who may see some namespaces only: the rest does not exist."""
+        if visible == EVERYTHING:
+            return self
+        limited = copy(self)
+        limited.reads = self.reads.seen_by(visible)
+        limited.query = self.query.seen_by(visible)
+        limited.source = self.source.seen_by(visible)
+        return limited
+
+    async def accept(self, request: StampRequest) -> Workflow:
+        """Accept a request, whose content is in memory, to be run by a worker; returns once it is durable.
+
+        The answer is the workflow as it stands, also when it was accepted before. Raises LimitExceeded for a content
+        over 8 MiB, Conflict, ServiceUnavailable.
+        """
+        assert isinstance(request.content, Inline)
+        data = request.content.data
+        if len(data) > CONTENT_BYTES_MAX:
+            raise LimitExceeded(
+                f"the content has {len(data)} bytes; {CONTENT_BYTES_MAX} is the limit of a workflow that is run later: "
+                "send it to POST /stamp",
+                field="content",
+            )
+        running = self.running_digest()
+        running.update(data)
+        return await self.orchestrator.accept(request, running.digest())
+
     async def stamp(
         self,
         content: bytes,
@@ -123,7 +165,11 @@ class Bridge:
             enable_intelligence=enable_intelligence,
             traceparent=traceparent,
         )
-        return await self.orchestrator.run(request)
+        return await self.run(request)
+
+    async def run(self, request: StampRequest) -> Stamp:
+        """Return the stamp of a checked request, or raise what it is answered with instead, as `stamp` does."""
+        return await self._gather.run(request)
 
     def request(
         self,
@@ -178,26 +224,10 @@ class Bridge:
                 yield result
 
     def stamp_tree_batches(
-        self,
-        *paths: str | os.PathLike[str],
-        namespace: str = DEFAULT_NAMESPACE,
-        metadata: dict[str, Any] | None = None,
-        exclude: Sequence[str] = (),
-        rehash: bool = False,
-        enable_intelligence: bool = False,
+        self, *paths: str | os.PathLike[str], namespace: str = DEFAULT_NAMESPACE, **wanted: Any
     ) -> AsyncIterator[list[TreeResult]]:
         """As `stamp_tree`, a list a batch."""
-        return self._tree.stamp(
-            TreeRequest(
-                paths=_paths(paths),
-                namespace=check_namespace(namespace),
-                metadata=check_metadata(metadata or {}),
-                exclude=tuple(exclude),
-                rehash=rehash,
-                enable_intelligence=enable_intelligence,
-                stamped_by=self._stamped_by,
-            )
-        )
+        return stamp_batches(self._tree, self._stamped_by, *paths, namespace=namespace, **wanted)
 
     def verify_tree(
         self, *paths: str | os.PathLike[str], namespace: str = DEFAULT_NAMESPACE, exclude: Sequence[str] = ()
@@ -244,13 +274,22 @@ class Bridge:
             )
         return found[0]
 
+    def report(self, found: Prior) -> WorkflowReport:
+        """Return what is told of a workflow: where it is, how it came there, and why."""
+        return report(found, self.orchestrator.bridge_contract.plan.queue, self._clock())
+
+    def now(self) -> datetime:
+        """Return the time, in UTC."""
+        return self._clock()
+
     async def audit(self) -> list[LawFinding]:
         """Check the laws on the live data; returns a finding a law."""
         return await self.maintenance.audit()
 
     async def rebuild(self, namespace: str | None = None) -> None:
         """Compute the state anew from the log, beside the live one, and swap it in."""
-        await self.maintenance.rebuild(None if namespace is None else check_namespace(namespace))
+        tenant = None if namespace is None else check_namespace(namespace)
+        await self.maintenance.rebuild(tenant, actor=self._stamped_by)
 
     async def events(
         self, *, namespace: str | None = None, after: dict[ShardKey, Head] | None = None
@@ -260,7 +299,7 @@ class Bridge:
         Ends at the heads as they stand when everything before was yielded.
         """
         positions = dict(after or {})
-        while records := await self._source.read(positions, EVENTS_PAGE):
+        while records := await self.source.read(positions, EVENTS_PAGE):
             for record in records:
                 positions[record.topic, record.shard] = record.head
                 if namespace is None or record.namespace == namespace:
@@ -279,6 +318,30 @@ class Bridge:
 
     async def _by_path(self, wanted: str, namespace: str | None) -> list[Stamp]:
         return (await self.reads.history(namespace or DEFAULT_NAMESPACE, wanted))[:1]
+
+
+def stamp_batches(
+    tree: Tree,
+    stamped_by: str,
+    *paths: str | os.PathLike[str],
+    namespace: str = DEFAULT_NAMESPACE,
+    metadata: dict[str, Any] | None = None,
+    exclude: Sequence[str] = (),
+    rehash: bool = False,
+    enable_intelligence: bool = False,
+) -> AsyncIterator[list[TreeResult]]:
+    """Stamp files and folders by a tree of this bridge, or of another; a list a batch."""
+    return tree.stamp(
+        TreeRequest(
+            paths=_paths(paths),
+            namespace=check_namespace(namespace),
+            metadata=check_metadata(metadata or {}),
+            exclude=tuple(exclude),
+            rehash=rehash,
+            enable_intelligence=enable_intelligence,
+            stamped_by=stamped_by,
+        )
+    )
 
 
 def _paths(paths: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ it is several, and what one of them fails with is the answer of its own items.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -30,6 +31,20 @@ GROUP_BYTES_MAX = 16 * 1024**2
 QUEUE_BYTES_MAX = 128 * 1024**2
 OUTCOME_BYTES = 1024
 """What an outcome is taken for besides its metadata, intelligence and content: rows, event, paths and ids."""
+
+
+class CommitMeter(Protocol):
+    """What counts commits and their answers."""
+
+    def committed(self, verdicts: Sequence[Verdict], took_s: float) -> None: ...
+
+    def refused(self, error: BaseException, outcomes: int) -> None: ...
+
+
+class _NoMeter:
+    def committed(self, verdicts: Sequence[Verdict], took_s: float) -> None: ...
+
+    def refused(self, error: BaseException, outcomes: int) -> None: ...
 
 
 class _Batch(msgspec.Struct, eq=False, gc=False):
@@ -57,6 +72,7 @@ class Ingest:
         group_bytes_max: int = GROUP_BYTES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         committed: Callable[[], None] = lambda: None,
+        meter: CommitMeter | None = None,
     ) -> None:
         self._sessions = sessions
         self._group_max = group_max
@@ -64,6 +80,7 @@ class Ingest:
         self._group_bytes_max = group_bytes_max
         self._queue_bytes_max = queue_bytes_max
         self._committed = committed
+        self._meter = meter or _NoMeter()
         self._queue: deque[_Batch] = deque()
         self._queued = 0
         self._queued_bytes = 0
@@ -97,6 +114,16 @@ class Ingest:
         return self._queued
 
     @property
+    def queued_bytes(self) -> int:
+        """What they hold, about."""
+        return self._queued_bytes
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """How many outcomes may wait, and how many bytes: what would be more is refused."""
+        return self._queue_max, self._queue_bytes_max
+
+    @property
     def closing(self) -> bool:
         """Whether the end has begun: what comes now is refused."""
         return self._closing
@@ -105,23 +132,30 @@ class Ingest:
         """Record a batch; returns after its commit. Overloaded when the queue is full."""
         if not outcomes:
             return []
-        if self._closing:
-            raise _shutting_down()
         sizes = _sizes(outcomes)
         total = sum(sizes)
-        if self._queued and self._queued + len(outcomes) > self._queue_max:
-            raise Overloaded(f"{self._queued} stamps wait to be committed, {self._queue_max} is the limit: try again")
-        if self._queued and self._queued_bytes + total > self._queue_bytes_max:
-            raise Overloaded(
-                f"stamps of {self._queued_bytes} bytes wait to be committed, {self._queue_bytes_max} is the limit: "
-                "try again"
-            )
+        if (refusal := self._refusal(len(outcomes), total)) is not None:
+            self._meter.refused(refusal, len(outcomes))
+            raise refusal
         answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Batch(outcomes, sizes, answer, total))
         self._queued += len(outcomes)
         self._queued_bytes += total
         self._arrived.set()
         return await answer
+
+    def _refusal(self, count: int, total: int) -> ServiceUnavailable | None:
+        """Return why a batch can't be taken now, if so."""
+        if self._closing:
+            return _shutting_down()
+        if self._queued and self._queued + count > self._queue_max:
+            return Overloaded(f"{self._queued} stamps wait to be committed, {self._queue_max} is the limit: try again")
+        if self._queued and self._queued_bytes + total > self._queue_bytes_max:
+            return Overloaded(
+                f"stamps of {self._queued_bytes} bytes wait to be committed, {self._queue_bytes_max} is the limit: "
+                "try again"
+            )
+        return None
 
     async def _write(self, session: LedgerSession) -> None:
         while True:
@@ -143,6 +177,7 @@ class Ingest:
             except Exception as error:  # each waiting caller gets it; the writer goes on
                 for batch in batches:
                     batch.refuse(error)
+                    self._meter.refused(error, len(batch.outcomes))
                 continue
             self._committed()
             at = 0
@@ -155,15 +190,19 @@ class Ingest:
         """Commit batches as one group, or a batch that is too large as several."""
         verdicts: list[Verdict] = []
         for group in self._groups(batches):
+            began_s = time.perf_counter()
             try:
-                verdicts += await session.commit(group)
+                answered = await session.commit(group)
             except Exception as error:
                 if not verdicts:
                     raise
                 # What is recorded is answered: this is the answer of the rest.
                 down = error if isinstance(error, BridgeError) else ServiceUnavailable(f"the ledger failed: {error}")
                 rest = [outcome for batch in batches for outcome in batch.outcomes][len(verdicts) :]
+                self._meter.refused(down, len(rest))
                 return verdicts + [_own(down, [outcome]) for outcome in rest]
+            self._meter.committed(answered, time.perf_counter() - began_s)
+            verdicts += answered
         return verdicts
 
     def _groups(self, batches: Sequence[_Batch]) -> Iterator[list[Outcome]]:

@@ -8,12 +8,14 @@ projectors may run at once: positions move by compare-and-set, so each record is
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
-from omninode_bridge.domain.errors import CorruptEvent, LawBroken, ServiceUnavailable
+from omninode_bridge.domain.errors import BridgeError, CorruptEvent, LawBroken, ServiceUnavailable
 from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.domain.reduction import Groupings, Item, fold, item_of
@@ -29,6 +31,22 @@ POLL_S = 0.2
 
 type Heads = Mapping[ShardKey, Head]
 
+_log = logging.getLogger(__name__)
+
+
+class FoldMeter(Protocol):
+    """What counts folded events, and the loop's failures."""
+
+    def folded(self, events: int) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+class _NoMeter:
+    def folded(self, events: int) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
 
 class Projector:
     """Folds the log into one generation of the state: the live one, or one that is being built."""
@@ -41,12 +59,16 @@ class Projector:
         *,
         building: Generation | None = None,
         batch_max: int = BATCH_EVENTS_MAX,
+        meter: FoldMeter | None = None,
     ) -> None:
         self._source = source
         self._state = state
         self._groupings = groupings
         self._building = building
         self._batch_max = batch_max
+        self._meter = meter or _NoMeter()
+        self.trouble: Exception | None = None
+        """What the loop's last turn failed with; None when it went well."""
         self._generation: Generation | None = building
         self._positions: dict[ShardKey, Head] | None = None
         self._turn = asyncio.Lock()  # the loop and the readers that wait for it share one projector
@@ -66,18 +88,28 @@ class Projector:
         if self._positions is None:
             self._positions = await self._state.positions(generation)
         records = await self._source.read(self._positions, self._batch_max)
-        moves, accepted = self._advance(records, until)
+        try:
+            moves, accepted = self._advance(records, until)
+        except LawBroken:
+            # Or else others folded on since the positions were read, or replaced the generation, and retention deleted
+            # what they had folded.
+            unmoved = await self._state.positions(generation) == self._positions
+            if unmoved and await self._state.apply(generation, {}, {}):
+                raise
+            return self._displaced()
         if not moves:
             return 0
         items, letters = self._items(accepted, generation.namespace)
         if not await self._state.apply(generation, fold(items, self._groupings), moves, letters):
-            if self._building is not None:
-                raise ServiceUnavailable(
-                    "somebody else dropped the state that is being rebuilt: start the rebuild again"
-                )
-            self._forget()
-            return 0
+            return self._displaced()
         self._positions |= {key: to for key, (_, to) in moves.items()}
+        self._meter.folded(len(accepted))
+        if letters:
+            place = letters[0].record
+            _log.error(
+                "%d events can't be read and became dead letters, the first is %s shard %d position %d",
+                len(letters), place.topic, place.shard, place.position,
+            )  # fmt: skip
         return len(accepted)
 
     async def catch_up(self, heads: Heads, *, exactly: bool = False) -> None:
@@ -96,21 +128,41 @@ class Projector:
     async def run(self) -> None:
         """Fold for ever; wait for a hint or a poll when there is nothing. Ends by cancellation.
 
-        Whatever goes wrong is tried again, more and more slowly: the positions tell where to go on, and readers,
-        who fold what they wait for, are told the reason.
+        Whatever goes wrong is logged, counted and tried again, more and more slowly: the positions tell where to go on,
+        and readers, who fold what they wait for, are told the reason.
         """
         pause = POLL_S
         while True:
             try:
                 folded = await self.step()
                 pause = POLL_S
-            except Exception:
+                self._goes_on()
+            except Exception as error:
+                self._fails(error)
                 self._forget()
                 folded, pause = 0, min(pause * 2, 5.0)
             if not folded:
                 with suppress(TimeoutError):  # that is the poll
                     await asyncio.wait_for(self.wake.wait(), pause)
                 self.wake.clear()
+
+    def _fails(self, error: Exception) -> None:
+        self._meter.failed(error)
+        # The like of it again, every few seconds for as long as PostgreSQL is away, is no news.
+        if type(error) is not type(self.trouble):
+            known = isinstance(error, ServiceUnavailable)
+            _log.log(
+                logging.WARNING if known else logging.ERROR,
+                "the reducer can't fold: %s",
+                error.message if isinstance(error, BridgeError) else type(error).__name__,
+                exc_info=None if known else error,
+            )
+        self.trouble = error
+
+    def _goes_on(self) -> None:
+        if self.trouble is not None:
+            _log.info("the reducer folds again")
+            self.trouble = None
 
     async def _current(self) -> Generation:
         if self._generation is None:
@@ -119,6 +171,13 @@ class Projector:
                 raise foreign_state(live.number)
             self._generation = live
         return self._generation
+
+    def _displaced(self) -> int:
+        """Look again, because somebody else moved the positions. A state that is being built has one builder."""
+        if self._building is not None:
+            raise ServiceUnavailable("somebody else dropped the state that is being rebuilt: start the rebuild again")
+        self._forget()
+        return 0
 
     def _forget(self) -> None:
         """Read generation and positions again at the next step."""
@@ -183,15 +242,15 @@ async def rebuild(
     """Fold the log anew, beside the live state, and swap the result in at equal positions.
 
     Readers see the old state until the swap and the new one after it. `namespace` limits the rebuild to one:
-    ForeignState when the others are folded by another contract.
+    ForeignState when the others are folded by another contract. What retention deleted is not folded anew: the totals
+    that it kept are taken over, and ForeignState says that another contract folded those.
     """
     building = await state.begin(fingerprint(groupings), namespace)
     fresh = Projector(source, state, groupings, building=building)
-    live = await state.live()
-    if live == building:  # the first generation of a new database
-        await fresh.catch_up(await source.heads())
-        return building
     try:
+        if await state.live() == building:  # the first generation of a new database, which others fold as well
+            await Projector(source, state, groupings).catch_up(await source.heads())
+            return building
         for _ in range(SWAP_TRIES_MAX):
             if (live := await state.live()) is None:
                 break

@@ -15,6 +15,7 @@ from omninode_bridge.domain.log import START
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.reduction import EMPTY, Groupings, GroupKey, Moment, State, Totals
 from omninode_bridge.domain.stamp import microseconds
+from omninode_bridge.domain.tenancy import EVERYTHING, Visible
 from omninode_bridge.ports import EventSource, Reads, StateStore, fingerprint
 
 WORKFLOW_ROWS_MAX = 1000
@@ -69,6 +70,7 @@ class Query:
         projector: Projector,
         groupings: Groupings,
         timeout_s: float,
+        visible: Visible = EVERYTHING,
     ) -> None:
         self._source = source
         self._state = state
@@ -76,6 +78,19 @@ class Query:
         self._projector = projector
         self._groupings = groupings
         self._timeout_s = timeout_s
+        self._visible = visible
+
+    def seen_by(self, visible: Visible) -> Query:
+        """Return the same queries, limited to the namespaces that someone may see."""
+        return Query(
+            self._source,
+            self._state,
+            self._reads.seen_by(visible),
+            self._projector,
+            self._groupings,
+            self._timeout_s,
+            visible,
+        )
 
     async def up_to_date(self) -> None:
         """Return once the state has every event committed before the call; StateBehind when it takes too long.
@@ -133,7 +148,9 @@ class Query:
 
     async def _stored(self, grouping: str | None, namespace: str | None = None) -> State:
         await self._caught_up()
-        return await self._state.rows(grouping, namespace, fingerprint=fingerprint(self._groupings))
+        return await self._state.rows(
+            grouping, namespace, fingerprint=fingerprint(self._groupings), visible=self._visible
+        )
 
 
 def workflow_totals(prior: Prior) -> Totals:

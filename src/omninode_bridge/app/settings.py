@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import platformdirs
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from omninode_bridge.domain.errors import InvalidInput
 
@@ -55,7 +55,29 @@ class Settings(BaseSettings):
     tree_batches_in_flight: int = Field(4, ge=1, le=64, description="Batches of a tree under way at once, at most.")
     body_bytes_max: int = Field(16 * 1024**3, ge=1, description="Largest raw body, in bytes; beyond it: 413.")
     json_bytes_max: int = Field(16 * 1024**2, ge=1, description="Largest JSON body, in bytes; beyond it: 413.")
+    batch_items_max: int = Field(
+        10_000, ge=1, le=100_000, description="Items of one batch over HTTP, at most; beyond it: 422."
+    )
+    server: str | None = Field(
+        None, description="A running bridge that `stamp` sends files to, such as http://host:8054."
+    )
+    token: str | None = Field(None, repr=False, description="API token for that server.")
+    stamping_urls: Annotated[list[str], NoDecode] = Field(
+        [], description="Stamping services that hash contents, separated by commas; without any, this process hashes."
+    )
+    stamping_token: str | None = Field(None, repr=False, description="Token for the stamping services.")
+    event_streams_max: int = Field(100, ge=1, description="Streams of events at once, at most; beyond it: 503.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="How log lines look; left out: as text on a terminal, else as JSON."
+    )
+    access_log: bool = Field(False, description="Log a line for each request.")
     state_timeout_s: float = Field(30.0, gt=0, description="How long a read waits for the reducer, in seconds.")
+
+    @field_validator("stamping_urls", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @classmethod
     def read(cls, **flags: object) -> Self:

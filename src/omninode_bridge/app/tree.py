@@ -17,7 +17,7 @@ import msgspec
 
 from omninode_bridge.domain.errors import BridgeError
 from omninode_bridge.domain.names import canonical_json, normalise_path, path_hash
-from omninode_bridge.domain.recording import Verdict
+from omninode_bridge.domain.recording import Answer
 from omninode_bridge.domain.stamp import Digest, FileFacts, LocalFile, Stamp, StampRequest
 from omninode_bridge.ports import Clock, Hasher, IdSource, Reads
 
@@ -53,7 +53,7 @@ type Walk = Callable[[Sequence[str], Sequence[str]], Iterator[Batch]]
 class Executor(Protocol):
     """The orchestrator's plain door."""
 
-    async def run_many(self, requests: Sequence[StampRequest]) -> Sequence[Verdict]: ...
+    async def run_many(self, requests: Sequence[StampRequest]) -> Sequence[Answer]: ...
 
 
 class TreeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +275,7 @@ def _gone(stamps: Sequence[Stamp]) -> list[VerifyResult]:
     ]
 
 
-def _tree_result(file_path: str, verdict: Verdict) -> TreeResult:
+def _tree_result(file_path: str, verdict: Answer) -> TreeResult:
     if isinstance(verdict, BridgeError):
         return TreeResult(file_path=file_path, status="failed", error=verdict)
     return TreeResult(

@@ -9,9 +9,13 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from omninode_bridge.cli import keeping_commands
+from omninode_bridge.cli.options import DatabaseUrl, DataDir, Excludes, Json, Namespace, OneNamespace, Paths
+from omninode_bridge.cli.token_commands import token
 
 PROGRAM = "omninode-bridge"
 
@@ -29,6 +33,7 @@ app = typer.Typer(
 )
 contract = typer.Typer(help="Work with the nodes' contracts.", rich_markup_mode=None)
 app.add_typer(contract, name="contract")
+app.add_typer(token, name="token")
 
 
 class ExportFormat(StrEnum):
@@ -36,33 +41,6 @@ class ExportFormat(StrEnum):
 
     B3SUMS = "b3sums"
     NDJSON = "ndjson"
-
-
-Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders.")]
-Namespace = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", "-n", metavar="NS", help="Dotted name of the tenant. [default: omninode.services.metadata]"
-    ),
-]
-OneNamespace = Annotated[str | None, typer.Argument(metavar="[NS]", help="One namespace; all of them without it.")]
-Excludes = Annotated[
-    list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Leave out what matches, by name or path; may be repeated."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print NDJSON: one JSON object a line.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder of the embedded PostgreSQL. [default: BRIDGE_DATA_DIR, or the user's data folder]"
-    ),
-]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="Your own PostgreSQL, 15 or newer. [default: BRIDGE_DATABASE_URL, or the embedded]"
-    ),
-]
 
 
 def main() -> int:
@@ -119,6 +97,24 @@ def up(
 
 
 @app.command()
+def serve(
+    role: Annotated[
+        Literal["api", "orchestrator", "stamping", "reducer", "all"],
+        typer.Option(help="What this process does: answer calls, run accepted workflows, hash, fold, or all of it."),
+    ],
+    database_url: DatabaseUrl = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: BRIDGE_HOST, or 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for a free one. [default: BRIDGE_PORT, or 8054]")
+    ] = None,
+) -> int:
+    """Run one role on a shared PostgreSQL; start as many processes of each as you need."""
+    from omninode_bridge.cli import operating
+
+    return operating.serve(role, database_url, host, port)
+
+
+@app.command()
 def stamp(
     paths: Paths,
     namespace: Namespace = None,
@@ -136,6 +132,10 @@ def stamp(
     json: Json = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Stamp at a running bridge instead. [BRIDGE_SERVER; token: BRIDGE_TOKEN]"),
+    ] = None,
 ) -> int:
     """Stamp files and folders, durably and exactly once.
 
@@ -156,6 +156,7 @@ def stamp(
         json=json,
         data_dir=data_dir,
         database_url=database_url,
+        server=server,
     )
 
 
@@ -331,6 +332,9 @@ def doctor(json: Json = False, data_dir: DataDir = None, database_url: DatabaseU
     from omninode_bridge.cli import operating
 
     return operating.doctor(json, data_dir, database_url)
+
+
+keeping_commands.add_to(app)
 
 
 @contract.command("validate")

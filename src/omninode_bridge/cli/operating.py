@@ -1,15 +1,19 @@
-"""`up`, `migrate`, `doctor`, `audit`, `rebuild`, `contract validate` and `bench`: what keeps a bridge running."""
+"""`up`, `serve`, `migrate`, `doctor`, `audit`, `rebuild`, `contract validate`, `bench`: what keeps a bridge running."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omninode_bridge.cli.output import GREEN, RED, count, painted, printable, say, say_json
 from omninode_bridge.cli.running import FINE, NO, opened, read_settings, run
-from omninode_bridge.domain.errors import NotFound
+from omninode_bridge.domain.errors import InvalidInput, NotFound
 from omninode_bridge.domain.names import check_namespace
+
+if TYPE_CHECKING:
+    from omninode_bridge.app.bootstrap import Role
 
 
 def up(data_dir: Path | None, database_url: str | None, host: str | None, port: int | None) -> int:
@@ -19,14 +23,39 @@ def up(data_dir: Path | None, database_url: str | None, host: str | None, port: 
     async def work() -> int:
         from omninode_bridge.http.server import serve
 
-        await serve(settings, announce=_announce)
+        await serve(settings, announce=_announce, notice=_notice)
         return FINE
 
     return run(work())
 
 
-def _announce(url: str) -> None:
-    say(f"omninode-bridge serves on {url} (Ctrl-C ends it)")
+def serve(role: Role, database_url: str | None, host: str | None, port: int | None) -> int:
+    """Serve in one role, on a shared PostgreSQL, until told to stop."""
+    settings = read_settings(None, database_url, host=host, port=port)
+    if settings.database_url is None:
+        raise InvalidInput(
+            "serve needs a PostgreSQL that its processes share: name it with --database-url or BRIDGE_DATABASE_URL, "
+            "or use `omninode-bridge up`, which brings its own",
+            field="database_url",
+        )
+
+    async def work() -> int:
+        from omninode_bridge.http.server import serve as serving
+
+        await serving(settings, role=role, announce=lambda url: _announce(url, role), notice=_notice)
+        return FINE
+
+    return run(work())
+
+
+def _announce(url: str, role: str = "") -> None:
+    what = f"omninode-bridge {role}".strip()
+    say(f"{what} serves on {url} (Ctrl-C ends it)")
+    sys.stdout.flush()
+
+
+def _notice(sentence: str) -> None:
+    say(printable(sentence))
     sys.stdout.flush()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omninode_bridge.cli.output import (
     BOLD,
     GREEN,
     RED,
+    YELLOW,
     count,
     moment,
     ndjson,
@@ -32,8 +33,8 @@ from omninode_bridge.domain.names import (
 
 if TYPE_CHECKING:
     from omninode_bridge.app.bridge import Bridge
+    from omninode_bridge.app.explaining import WorkflowReport
     from omninode_bridge.app.query import StateRow
-    from omninode_bridge.domain.recording import Prior
     from omninode_bridge.domain.stamp import Stamp
 
 PAGE_ROWS = 1000
@@ -121,11 +122,11 @@ def workflow(
 
     async def work() -> int:
         async with opened(data_dir, database_url) as bridge:
-            found = await bridge.workflow(wanted, tenant)
+            report = bridge.report(await bridge.workflow(wanted, tenant))
         if json:
-            say_json(_document(found))
+            say_json(report)
         else:
-            _narrate(found)
+            _narrate(report)
         return FINE
 
     return run(work())
@@ -181,47 +182,13 @@ def _describe(stamp: Stamp) -> None:
         say(f"{painted(f'{name:12}', BOLD)}  {printable(value)}")
 
 
-def _document(found: Prior) -> dict[str, Any]:
-    workflow = found.workflow
-    failed = {"step": workflow.step, "code": workflow.error_code, "message": workflow.error_message}
-    return {
-        "workflow_id": workflow.workflow_id,
-        "namespace": workflow.namespace,
-        "file_path": workflow.file_path,
-        "state": workflow.state,
-        "why": _why(found),
-        "history": workflow.visits,
-        "error": failed if workflow.error_code is not None else None,
-        "deduplicated": workflow.deduplicated,
-        "stamp": found.stamp,
-    }
-
-
-def _narrate(found: Prior) -> None:
-    workflow = found.workflow
-    state = painted(workflow.state, RED if workflow.error_code is not None else GREEN)
-    say(f"{painted('workflow', BOLD)}   {workflow.workflow_id}")
-    say(f"{painted('namespace', BOLD)}  {workflow.namespace}")
-    say(f"{painted('path', BOLD)}       {printable(workflow.file_path)}")
-    say(f"{painted('state', BOLD)}      {state}: {printable(_why(found))}")
+def _narrate(report: WorkflowReport) -> None:
+    state = painted(report.state, RED if report.error else GREEN if report.stamp else YELLOW)
+    say(f"{painted('workflow', BOLD)}   {report.workflow_id}")
+    say(f"{painted('namespace', BOLD)}  {report.namespace}")
+    say(f"{painted('path', BOLD)}       {printable(report.file_path)}")
+    say(f"{painted('state', BOLD)}      {state}: {printable(report.why)}")
     say(painted("history", BOLD))
-    for visit in workflow.visits:
+    for visit in report.history:
         trigger = f"  ({visit.trigger})" if visit.trigger is not None else ""
         say(f"  {visit.at:%Y-%m-%d %H:%M:%S.%f}Z  {visit.state}{trigger}")
-
-
-def _why(found: Prior) -> str:
-    workflow, stamp = found.workflow, found.stamp
-    if workflow.error_code is not None:
-        return (
-            f"step {workflow.step} failed with {workflow.error_code}: {workflow.error_message}; "
-            "trying again needs a new op id"
-        )
-    if stamp is None:
-        return "it has not come to an end yet"
-    if workflow.deduplicated:
-        return (
-            f"the path's latest stamp, {stamp.stamp_id} (version {stamp.version}), already said the same: "
-            "no new version was made"
-        )
-    return f"its content is stamped as version {stamp.version} of the path, by stamp {stamp.stamp_id}"

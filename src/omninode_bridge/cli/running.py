@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from omninode_bridge.cli.output import ReaderGone, complain, raise_for_output
-from omninode_bridge.domain.errors import BridgeError, InvalidInput, ServiceUnavailable
+from omninode_bridge.domain.errors import (
+    BridgeError,
+    Forbidden,
+    InvalidInput,
+    ServiceUnavailable,
+    TooManyRequests,
+    Unauthenticated,
+)
 
 if TYPE_CHECKING:
     from omninode_bridge.app.bridge import Bridge
@@ -137,9 +144,9 @@ def _heart(error: Exception) -> Exception:
 
 
 def _code(error: BridgeError) -> int:
-    if isinstance(error, InvalidInput):
+    if isinstance(error, InvalidInput | Unauthenticated | Forbidden):
         return USAGE
-    return UNAVAILABLE if isinstance(error, ServiceUnavailable) else NO
+    return UNAVAILABLE if isinstance(error, ServiceUnavailable | TooManyRequests) else NO
 
 
 def _usage(error: typer.TyperException) -> str:

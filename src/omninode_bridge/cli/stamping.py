@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,12 @@ from omninode_bridge.cli.output import (
     size,
     write,
 )
-from omninode_bridge.cli.running import FINE, NO, opened, run
+from omninode_bridge.cli.running import FINE, NO, opened, read_settings, run
 from omninode_bridge.domain.errors import InvalidInput
 from omninode_bridge.domain.names import DEFAULT_NAMESPACE, check_metadata, check_namespace
 
 if TYPE_CHECKING:
+    from omninode_bridge.app.settings import Settings
     from omninode_bridge.app.tree import TreeResult, VerifyResult
 
 _COLOURS = {"changed": RED, "missing": RED, "failed": RED, "unstamped": YELLOW}
@@ -46,16 +47,24 @@ def stamp(
     json: bool,
     data_dir: Path | None,
     database_url: str | None,
+    server: str | None,
 ) -> int:
     """Stamp trees and sum up, also when it ends early; NO when a file failed."""
     # Before anything is opened: what is wrong with the input is told at once.
     tenant = check_namespace(DEFAULT_NAMESPACE if namespace is None else namespace)
     metadata = check_metadata(_metadata(meta))
+    settings = read_settings(data_dir, database_url, server=server)
+    if server is not None and (data_dir is not None or database_url is not None):
+        raise InvalidInput(
+            "--server names another machine's bridge: leave --data-dir and --database-url out", field="server"
+        )
+    # What is typed comes before the environment.
+    remote = None if data_dir is not None or database_url is not None else settings.server
 
     async def work() -> int:
         counts: Counter[str] = Counter()
-        async with opened(data_dir, database_url) as bridge:
-            batches = bridge.stamp_tree_batches(
+        async with _stamper(settings, remote) as (stamp_batches, finish):
+            batches = stamp_batches(
                 *paths,
                 namespace=tenant,
                 metadata=metadata,
@@ -71,7 +80,7 @@ def stamp(
                             if json:
                                 write(ndjson(batch))
                     # What was acknowledged here is in the state, whoever asks for it next.
-                    await bridge.query.up_to_date()
+                    await finish()
                 except BaseException:
                     progress.stop()
                     if progress.files:
@@ -81,6 +90,25 @@ def stamp(
         return NO if counts["failed"] else FINE
 
     return run(work())
+
+
+@asynccontextmanager
+async def _stamper(
+    settings: Settings, remote: str | None
+) -> AsyncIterator[tuple[Callable[..., AsyncIterator[list[TreeResult]]], Callable[[], Awaitable[None]]]]:
+    """Give what stamps trees in batches, here or at a server, and what to wait for when all is stamped."""
+    from omninode_bridge.app.bootstrap import open_bridge, remote_stamper
+
+    if remote is None:
+        async with open_bridge(settings) as bridge:
+            yield bridge.stamp_tree_batches, bridge.query.up_to_date
+    else:
+        async with remote_stamper(remote, settings) as stamp_batches:
+            yield stamp_batches, _nothing
+
+
+async def _nothing() -> None:
+    """A server's reads wait for its reducer by themselves."""
 
 
 def verify(

@@ -9,7 +9,14 @@
     ├── NotFound                 no such stamp, workflow, namespace or grouping
     ├── Conflict                 the op id was used before with another request
     │   └── InProgress           … or its first request is still running
+    ├── Unauthenticated          no token, or one that is unknown, expired or revoked
+    ├── Forbidden                the token is good, but not for this
+    ├── TooManyRequests          the token's rate is used up; try again a little later
+    │   └── QuotaExceeded        … its quota of the day is; try again tomorrow
+    ├── LeaseLost                another worker has taken this workflow over; nothing was written
+    ├── EventsExpired            the events asked for were dropped by retention
     ├── WorkflowFailed           a step failed for good; the workflow is recorded as failed
+    ├── AttemptFailed            a step failed; the accepted workflow is tried again later
     ├── IllegalTransition        the FSM has no such move from this state; nothing changed
     ├── CorruptEvent             bytes that are no event of any schema ever written
     ├── LawBroken                stored data contradicts one of the eight laws
@@ -18,6 +25,7 @@
         ├── SchemaMismatch       the database's schema is missing, older or newer than this program
         ├── ForeignState         the state is kept by another reducer contract than this process has
         ├── OutcomeUnknown       the connection died in COMMIT; a retry with the same op id is safe
+        ├── StampingUnavailable  no stamping service answers
         ├── Overloaded           a bounded queue is full
         └── StateBehind          the reducer did not reach the log's heads in time
 
@@ -30,6 +38,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AttemptFailed",
     "BridgeError",
     "Conflict",
     "ContentChanged",
@@ -37,18 +46,25 @@ __all__ = [
     "ContractInvalid",
     "CorruptEvent",
     "DataDirectoryError",
+    "EventsExpired",
+    "Forbidden",
     "ForeignState",
     "IllegalTransition",
     "InProgress",
     "InvalidInput",
     "LawBroken",
+    "LeaseLost",
     "LimitExceeded",
     "NotFound",
     "OutcomeUnknown",
     "Overloaded",
+    "QuotaExceeded",
     "SchemaMismatch",
     "ServiceUnavailable",
+    "StampingUnavailable",
     "StateBehind",
+    "TooManyRequests",
+    "Unauthenticated",
     "WorkflowFailed",
 ]
 
@@ -108,10 +124,42 @@ class InProgress(Conflict):
     code = "in_progress"
 
 
+class Unauthenticated(BridgeError):
+    code = "unauthenticated"
+
+
+class Forbidden(BridgeError):
+    code = "forbidden"
+
+
+class TooManyRequests(BridgeError):
+    """`context` has retry_after_s."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(TooManyRequests):
+    code = "quota_exceeded"
+
+
+class LeaseLost(BridgeError):
+    code = "lease_lost"
+
+
+class EventsExpired(BridgeError):
+    code = "events_expired"
+
+
 class WorkflowFailed(BridgeError):
     """`context` has workflow_id, namespace, file_path, step and error_code as recorded."""
 
     code = "workflow_failed"
+
+
+class AttemptFailed(BridgeError):
+    """`context` has step and error_code, as a failed workflow's; the message is the step's."""
+
+    code = "attempt_failed"
 
 
 class IllegalTransition(BridgeError):
@@ -144,6 +192,10 @@ class ForeignState(ServiceUnavailable):
 
 class OutcomeUnknown(ServiceUnavailable):
     code = "outcome_unknown"
+
+
+class StampingUnavailable(ServiceUnavailable):
+    code = "stamping_unavailable"
 
 
 class Overloaded(ServiceUnavailable):

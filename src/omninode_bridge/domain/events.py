@@ -3,6 +3,7 @@
 One event ends each workflow that made a stamp or failed. `dataschema` names the shape and version of `data`
 and is what a reader goes by: `type` is the topic, which the contract may rename. A reader accepts every
 schema ever written: a new version is a new class with a new tag, added to `Event`; none is ever removed.
+Where a namespace was erased a tombstone stands in each of its events' places: no data, no namespace, no workflow.
 
 `shard`, `position` and `previousid` are extension attributes: each event names the one before it in its
 shard of its topic, so that a reader can prove that it skipped nothing.
@@ -15,12 +16,14 @@ from datetime import UTC, datetime
 import msgspec
 
 from omninode_bridge.domain.errors import CorruptEvent
+from omninode_bridge.domain.log import NIL_ID
 from omninode_bridge.domain.stamp import Stamp
 
 CONTENT_TYPE = "application/cloudevents+json"
 SOURCE = "/omninode-bridge/orchestrator"
 COMPLETED_SCHEMA = "urn:omninode-bridge:stamping-completed:1"
 FAILED_SCHEMA = "urn:omninode-bridge:stamping-failed:1"
+ERASED_SCHEMA = "urn:omninode-bridge:erased:1"
 
 
 class FailureData(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -62,16 +65,37 @@ class StampingFailed(_CloudEvent, frozen=True, kw_only=True, tag=FAILED_SCHEMA, 
     data: FailureData
 
 
-type Event = StampingCompleted | StampingFailed
+class Erased(_CloudEvent, frozen=True, kw_only=True, tag=ERASED_SCHEMA, gc=False):
+    """A tombstone: what is left of an event whose namespace was erased, at `time`. It counts nowhere."""
+
+
+type Event = StampingCompleted | StampingFailed | Erased
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed)
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed | Erased)
 
 
 def encode(event: Event) -> bytes:
     """Return the event as one line of JSON."""
     return _encoder.encode(event)
+
+
+def erased(topic: str, shard: int, position: int, event_id: str, previous_id: str, at: datetime) -> Erased:
+    """Return the tombstone of the event in a place of the log: it keeps the chain, and does not tell whose it was."""
+    return Erased(
+        specversion="1.0",
+        id=event_id,
+        source=SOURCE,
+        type=topic,
+        subject=NIL_ID,
+        time=at,
+        datacontenttype="application/json",
+        namespace="",
+        shard=shard,
+        position=position,
+        previousid=previous_id,
+    )
 
 
 def decode(body: bytes) -> Event:
@@ -84,6 +108,10 @@ def decode(body: bytes) -> Event:
         raise CorruptEvent(f"CloudEvents specversion {event.specversion!r} is not 1.0")
     if event.time.tzinfo is not UTC or event.time < _EPOCH:
         raise CorruptEvent(f"time {event.time.isoformat()} is not UTC, or before 1970: no event was ever written so")
+    if isinstance(event, Erased):
+        if event.namespace or event.subject != NIL_ID:
+            raise CorruptEvent(f"event {event.id} is a tombstone and still tells whose it was")
+        return event
     if event.namespace != event.data.namespace or event.subject != event.data.workflow_id:
         raise CorruptEvent(f"event {event.id} disagrees with its own data about namespace or workflow")
     return event

@@ -32,7 +32,7 @@ FILE_SIZE_BYTES_MAX = 2**62
 
 _NAMESPACE = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 # RFC 6838 type/subtype with RFC 9110 parameters, printable ASCII only.
-_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;[\x20-\x7e]*)?")
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *;[\x20-\x7e]*)?")
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _canonical = msgspec.json.Encoder(order="sorted")

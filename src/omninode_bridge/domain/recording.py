@@ -3,11 +3,12 @@
 The rules, in the order in which an outcome meets them:
 
 1. An op id that is known with the same request gives the first answer again; with another request, Conflict;
-   while the first still runs, InProgress.
-2. A failure is recorded as a failed workflow with a failed event.
-3. A draft that repeats the latest stamp of its path is answered with that stamp: no event, no count. The
+   while the first still runs, InProgress, unless it is the holder of that workflow's lease who brings its end.
+2. An acceptance is recorded as a workflow that waits, with its input.
+3. A failure is recorded as a failed workflow with a failed event.
+4. A draft that repeats the latest stamp of its path is answered with that stamp: no event, no count. The
    op id is remembered.
-4. Anything else is the path's next version, with a completed event.
+5. Anything else is the path's next version, with a completed event.
 
 An outcome whose history the machine does not allow is answered IllegalTransition, and leaves no trace.
 
@@ -21,11 +22,13 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from omninode_bridge.domain.acceptance import Input, Waiting
 from omninode_bridge.domain.errors import (
     BridgeError,
     Conflict,
     IllegalTransition,
     InProgress,
+    LeaseLost,
     ServiceUnavailable,
     WorkflowFailed,
 )
@@ -34,9 +37,11 @@ from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.domain.names import path_hash
 from omninode_bridge.domain.stamp import (
     CONTENT_UNSEEN,
+    Acceptance,
     Draft,
     Failure,
     FileFacts,
+    Inline,
     Outcome,
     Stamp,
     StampRequest,
@@ -51,8 +56,10 @@ type OpKey = tuple[str, str]
 """(namespace, workflow id)."""
 type PathKey = bytes
 """`names.path_hash`: a path in a namespace."""
-type Verdict = Stamp | BridgeError
-"""What a caller is answered: the stamp, or why there is none."""
+type Answer = Stamp | BridgeError
+"""What the end of a workflow is answered: the stamp, or why there is none."""
+type Verdict = Answer | Workflow
+"""What an outcome is answered: an acceptance by the workflow as it stands, any other by its end."""
 
 
 class Workflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -72,10 +79,11 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Prior(msgspec.Struct, frozen=True, gc=False):
-    """A workflow as found, with the stamp that it was answered with."""
+    """A workflow as found, with the stamp that it was answered with, or with what it waits for."""
 
     workflow: Workflow
     stamp: Stamp | None = None
+    waiting: Waiting | None = None
 
 
 class FactsRow(msgspec.Struct, frozen=True, gc=False):
@@ -94,6 +102,10 @@ class Decision(msgspec.Struct, frozen=True):
     verdicts: list[Verdict]
     heads: dict[ShardKey, Head]
     workflows: list[Workflow]
+    """New ones."""
+    ended: list[tuple[Workflow, int]]
+    """Accepted ones that end now, with the fence of the lease that they were run under."""
+    inputs: list[Input]
     stamps: list[Stamp]
     records: list[Record]
     facts: list[FactsRow]
@@ -130,7 +142,10 @@ def decide(
         except IllegalTransition as error:  # raised before anything was changed: this item's answer, no other's
             group.verdicts.append(error)
     moved = {(topic, shard): head for topic, head in group.heads.items() if head != heads[topic]}
-    return Decision(group.verdicts, moved, group.workflows, group.stamps, group.records, list(group.facts.values()))
+    return Decision(
+        group.verdicts, moved, group.workflows, group.ended, group.inputs, group.stamps, group.records,
+        list(group.facts.values()),
+    )  # fmt: skip
 
 
 def first_answer(plan: Plan, prior: Prior, digest: bytes) -> Verdict:
@@ -140,6 +155,21 @@ def first_answer(plan: Plan, prior: Prior, digest: bytes) -> Verdict:
     A repetition that failed so itself can't be compared with the first: it has to be sent again.
     """
     workflow = prior.workflow
+    if (refusal := _other_request(workflow, digest)) is not None:
+        return refusal
+    if not plan.machine.is_terminal(workflow.state):
+        return InProgress(
+            f"op_id {workflow.workflow_id} is still {workflow.state}: ask for its workflow, or try again later",
+            field="op_id",
+            op_id=workflow.workflow_id,
+        )
+    if prior.stamp is None:
+        return failed(workflow)
+    return msgspec.structs.replace(prior.stamp, deduplicated=workflow.deduplicated, op_id=workflow.workflow_id)
+
+
+def _other_request(workflow: Workflow, digest: bytes) -> BridgeError | None:
+    """Return the refusal of a request that is not the one which its op id was used for; None if it is that one."""
     asked, content = workflow.request_digest[:16], workflow.request_digest[16:]
     if asked != digest[:16] or (content != digest[16:] and CONTENT_UNSEEN not in (content, digest[16:])):
         return Conflict(
@@ -153,15 +183,7 @@ def first_answer(plan: Plan, prior: Prior, digest: bytes) -> Verdict:
             "try again",
             op_id=workflow.workflow_id,
         )
-    if not plan.machine.is_terminal(workflow.state):
-        return InProgress(
-            f"op_id {workflow.workflow_id} is still {workflow.state}: ask for its workflow, or try again later",
-            field="op_id",
-            op_id=workflow.workflow_id,
-        )
-    if prior.stamp is None:
-        return failed(workflow)
-    return msgspec.structs.replace(prior.stamp, deduplicated=workflow.deduplicated, op_id=workflow.workflow_id)
+    return None
 
 
 def failed(workflow: Workflow) -> WorkflowFailed:
@@ -198,6 +220,8 @@ class _Group:
         self.now = now
         self.verdicts: list[Verdict] = []
         self.workflows: list[Workflow] = []
+        self.ended: list[tuple[Workflow, int]] = []
+        self.inputs: list[Input] = []
         self.stamps: list[Stamp] = []
         self.records: list[Record] = []
         self.facts: dict[PathKey, FactsRow] = {}
@@ -206,11 +230,45 @@ class _Group:
     def judge(self, outcome: Outcome) -> Verdict:
         digest = fingerprint(outcome.request, outcome.digest)
         prior = self.priors.get(op_key(outcome))
-        if prior is not None:
+        if isinstance(outcome, Acceptance):
+            return self._accept(outcome, digest, prior)
+        lease = outcome.request.lease
+        if lease is not None:
+            if prior is None or prior.waiting is None or prior.waiting.fence != lease.fence:
+                return self._lost(outcome.request, prior)
+            digest = prior.workflow.request_digest
+        elif prior is not None:
             return first_answer(self.plan, prior, digest)
         if isinstance(outcome, Failure):
             return self._fail(outcome, digest)
         return self._complete(outcome, digest)
+
+    def _accept(self, acceptance: Acceptance, digest: bytes, prior: Prior | None) -> Verdict:
+        if prior is not None:
+            return _other_request(prior.workflow, digest) or prior.workflow
+        request = acceptance.request
+        workflow = Workflow(
+            namespace=request.namespace,
+            workflow_id=request.workflow_id,
+            file_path=request.file_path,
+            request_digest=digest,
+            state=acceptance.visits[-1].state,
+            visits=acceptance.visits,
+        )
+        assert isinstance(request.content, Inline)
+        self.workflows.append(workflow)
+        self.inputs.append(Input(request, request.content.data))
+        waiting = Waiting(fence=0, attempts=0, available_at=self.now)
+        self.priors[op_key(acceptance)] = Prior(workflow, waiting=waiting)
+        return workflow
+
+    def _lost(self, request: StampRequest, prior: Prior | None) -> Verdict:
+        if prior is not None and self.plan.machine.is_terminal(prior.workflow.state):
+            return first_answer(self.plan, prior, prior.workflow.request_digest)
+        return LeaseLost(
+            f"the lease of workflow {request.workflow_id} is another worker's now: its end is left to that one",
+            workflow_id=request.workflow_id,
+        )
 
     def _complete(self, draft: Draft, digest: bytes) -> Stamp:
         key = path_key(draft)
@@ -235,7 +293,7 @@ class _Group:
             stamp_id=stamp.stamp_id,
             deduplicated=stamp.deduplicated,
         )
-        self._remember(workflow, stamp)
+        self._remember(workflow, stamp, draft.request)
         return stamp
 
     def _fail(self, failure: Failure, digest: bytes) -> WorkflowFailed:
@@ -261,7 +319,7 @@ class _Group:
             error_code=failure.error_code,
             error_message=failure.error_message,
         )
-        self._remember(workflow, None)
+        self._remember(workflow, None, request)
         return failed(workflow)
 
     def _stamp(self, draft: Draft, version: int, state: str) -> Stamp:
@@ -323,8 +381,11 @@ class _Group:
             )
         )
 
-    def _remember(self, workflow: Workflow, stamp: Stamp | None) -> None:
-        self.workflows.append(workflow)
+    def _remember(self, workflow: Workflow, stamp: Stamp | None, request: StampRequest) -> None:
+        if request.lease is None:
+            self.workflows.append(workflow)
+        else:
+            self.ended.append((workflow, request.lease.fence))
         self.priors[(workflow.namespace, workflow.workflow_id)] = Prior(workflow, stamp)
 
     def _ended(self, visits: tuple[Visit, ...], trigger: str) -> tuple[Visit, ...]:

@@ -7,7 +7,8 @@ The laws (property-tested):
 3. Sums are integers (bytes, microseconds); first and last go by time, then event id: no float, no tie.
 
 An item counts once in each grouping that has a key for it. A stamp without a metadata field is in no group
-of that field; a failed workflow has no content, so it counts by namespace and time window only.
+of that field; a failed workflow has no content, so it counts by namespace and time window only. What is left
+of an erased event has no namespace, and counts nowhere.
 """
 
 from __future__ import annotations
@@ -236,6 +237,8 @@ def _roll_up(cells: Mapping[tuple[object, ...], _Cell], groupings: Groupings) ->
     for (namespace, window, content_type, bucket, completed, *values), cell in cells.items():
         assert isinstance(namespace, str) and isinstance(content_type, str)
         assert isinstance(window, int) and isinstance(bucket, int)
+        if not namespace:
+            continue
         for aggregation_type, group_key in named.keys(namespace, window, content_type, bucket, bool(completed), values):
             group = (namespace, aggregation_type, group_key)
             total = groups.get(group)

@@ -83,8 +83,23 @@ class Streamed(msgspec.Struct, frozen=True, gc=False):
     head: bytes = b""
 
 
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """A worker's hold of an accepted workflow. `fence` grows with each lease, so that an old one proves nothing.
+
+    `visits` is the workflow's history as the lease found it; after the `last` attempt a failure is final.
+    """
+
+    fence: int
+    attempt: int
+    last: bool
+    visits: tuple[Visit, ...]
+
+
 class StampRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A checked request for one stamp. `op_id_given`: the caller chose the workflow id, so it may be known."""
+    """A checked request for one stamp. `op_id_given`: the caller chose the workflow id, so it may be known.
+
+    `lease`: the workflow was accepted before, and is run by a worker now.
+    """
 
     workflow_id: str
     namespace: str
@@ -98,6 +113,7 @@ class StampRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     enable_intelligence: bool = False
     intelligence_context: dict[str, Any] = {}
     traceparent: str | None = None
+    lease: Lease | None = None
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -121,7 +137,16 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     digest: Digest | None = None
 
 
-type Outcome = Draft | Failure
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A workflow that is to be run later. Its content, in memory, is kept with the request until its end."""
+
+    request: StampRequest
+    visits: tuple[Visit, ...]
+    digest: Digest
+    """Of the content: it tells one request from another under the same op id."""
+
+
+type Outcome = Draft | Failure | Acceptance
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -83,6 +83,14 @@ class Step(msgspec.Struct, frozen=True):
     trigger: str | None = None
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """How accepted workflows are run: under a lease each, so many at once in a process, so often in vain."""
+
+    lease_s: float = 30.0
+    attempts_max: int = 5
+    in_flight_max: int = 32
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What a workflow does, in order, and which triggers move its state."""
 
@@ -94,6 +102,7 @@ class Plan(msgspec.Struct, frozen=True):
     start: tuple[str, ...] = ("start",)
     complete: str = "complete"
     fail: str = "fail"
+    queue: Queue = Queue()
 
     def step(self, name: str) -> Step | None:
         return next((step for step in self.steps if step.name == name), None)

@@ -5,21 +5,25 @@
 * An error that nobody meant to raise is logged with its trace and answered as a problem that says nothing of it.
 * An answer that refuses a long body before its end ends the connection, though not at once: to close a connection on
   which bytes still arrive resets it, and the caller would lose the answer (RFC 9112 §9.6).
-* A page of another origin may not make a browser post to a server that asks for no token.
+* A page of another origin may not make a browser post to a server that asks for no token. With a token it could: no
+  browser adds one by itself, and a page that has one may use it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
 from contextlib import suppress
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omninode_bridge.http.problems import CrossOrigin, ShuttingDown, bridge_problem, unexpected
+from omninode_bridge.app.logs import asked_with
+from omninode_bridge.domain.errors import BridgeError
+from omninode_bridge.http.measuring import Measure
+from omninode_bridge.http.problems import CrossOrigin, ShuttingDown, bridge_problem, http_problem, unexpected
 
 CORRELATION_HEADER = b"x-correlation-id"
 LEFT_BYTES_MAX = 64 * 1024
@@ -29,14 +33,14 @@ LINGER_S_MAX = 5.0
 
 _CORRELATION = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_log = logging.getLogger(__name__)
 
 
 class Envelope:
     """The outermost part of the application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, measure: Measure) -> None:
         self._app = app
+        self._measure = measure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +49,11 @@ class Envelope:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(CORRELATION_HEADER, b"")
         correlation = given if _CORRELATION.fullmatch(given) else secrets.token_hex(16).encode()
-        started = complete = lingering = False
+        asked_with(correlation.decode(), headers.get(b"traceparent"))
+        measure = self._measure
+        began_s = measure.began()
+        status = 0
+        complete = lingering = False
 
         async def receiving() -> Message:
             nonlocal complete
@@ -54,9 +62,10 @@ class Envelope:
             return message
 
         async def sending(message: Message) -> None:
-            nonlocal started, lingering
+            nonlocal status, lingering
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
+                measure.answered(scope, status, began_s)
                 message["headers"] = [*message["headers"], (CORRELATION_HEADER, correlation)]
                 lingering = not complete and _is_long(headers)
                 if lingering:
@@ -74,19 +83,26 @@ class Envelope:
             await self._app(scope, receiving, sending)
         except ClientDisconnect:
             return  # nobody is there to be answered
-        except CrossOrigin as error:
-            await (await bridge_problem(request, error))(scope, receive, sending)
+        except (BridgeError, HTTPException) as error:
+            if status:
+                measure.failed(scope, error, answered=True)
+                raise
+            problem = bridge_problem if isinstance(error, BridgeError) else http_problem
+            await (await problem(request, error))(scope, receive, sending)
         except asyncio.CancelledError:
             # The server's patience at shutdown is over; the answer is not to be had, but safe to ask for again.
-            if started:
+            if status:
+                measure.cut_off()
                 raise
             stopping = ShuttingDown("the server stopped before the answer was there: try again with the same op_id")
             await (await bridge_problem(request, stopping))(scope, receive, sending)
-        except Exception:
-            _log.exception("%s %s failed (correlation id %s)", scope["method"], scope["path"], correlation.decode())
-            if started:
+        except Exception as error:
+            measure.failed(scope, error, answered=status != 0)
+            if status:
                 raise
             await unexpected(request)(scope, receive, sending)
+        finally:
+            measure.ended(scope, status, began_s)
 
 
 async def _linger(receive: Receive) -> None:
@@ -103,4 +119,6 @@ def _is_long(headers: dict[bytes, bytes]) -> bool:
 
 def _is_foreign(headers: dict[bytes, bytes]) -> bool:
     origin = headers.get(b"origin")
-    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
+    if origin is None or headers.get(b"authorization", b"")[:7].lower() == b"bearer ":
+        return False
+    return origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()

@@ -4,7 +4,8 @@ The rules it keeps:
 
 1. The first row whose class an error is an instance of decides; children stand before their parents.
 2. 400: the body can't be read. 413: it is too large. 422: it was read, and a value in it is not allowed.
-   409: the op id was used before. 503: try again, with the `op_id` that the problem names: that is always safe.
+   401, 403: the token. 404: also what the token may not see. 409: the op id was used before. 429: the token's rate or
+   quota is used up. 503: try again, with the `op_id` that the problem names: that is always safe.
    500: trying again won't help. A workflow that failed for good is one of these: it is recorded as failed, and the
    same op id gives the same answer.
 3. What broke inside is for the log: an unexpected error, or one about stored data, is told by its code only.
@@ -56,6 +57,18 @@ class CrossOrigin(InvalidInput):
     code = "cross_origin"
 
 
+class ForeignHost(InvalidInput):
+    """A name that anybody may have pointed at this machine was used to reach a server that asks for no token."""
+
+    code = "foreign_host"
+
+
+class TokenInQuery(InvalidInput):
+    """A token was sent where logs and histories keep it."""
+
+    code = "token_in_query"
+
+
 class ShuttingDown(ServiceUnavailable):
     """The server stops before the answer is there."""
 
@@ -84,21 +97,31 @@ class Row(NamedTuple):
     retry_after_s: int | None = None
     close: bool = False
     """The connection ends with the answer, because what is left of the body would be taken for the next request."""
+    challenge: bool = False
+    """The answer says how to tell who asks (RFC 9110 §11.6.1, RFC 6750 §3)."""
 
 
 ROWS = (
     Row(BodyMalformed, 400, "The body can't be read"),
+    Row(TokenInQuery, 400, "A token does not belong into a URL"),
+    Row(errors.Unauthenticated, 401, "It is not known who asks", challenge=True),
     Row(CrossOrigin, 403, "Another origin's web page may not ask"),
+    Row(errors.Forbidden, 403, "The token is not good for this"),
     Row(errors.NotFound, 404, "There is no such thing"),
     Row(BodyTimeout, 408, "The body did not come", close=True),
     Row(errors.InProgress, 409, "The first request with this op_id is still running", 1),
     Row(errors.Conflict, 409, "The op_id was used before with another request"),
+    Row(errors.LeaseLost, 409, "Another worker has taken the workflow over"),
+    Row(errors.EventsExpired, 410, "The events are not kept any more"),
     Row(BodyTooLarge, 413, "The body is too large"),
     Row(BodyTypeUnsupported, 415, "The body's media type is not supported"),
+    Row(ForeignHost, 421, "The server is not known by this name"),
     Row(errors.ContractInvalid, 500, "The contract is broken"),
     Row(LimitExceeded, 422, "A value is over its limit"),
     Row(InvalidInput, 422, "A value is not allowed"),
     Row(errors.ContentUnavailable, 422, "The content can't be read"),
+    Row(errors.QuotaExceeded, 429, "The token's quota of the day is used up"),
+    Row(errors.TooManyRequests, 429, "The token asks too often"),
     Row(errors.WorkflowFailed, 500, "The workflow failed"),
     Row(ShuttingDown, 503, "The server is shutting down", 5, close=True),
     Row(errors.OutcomeUnknown, 503, "It is not known whether the stamp was recorded", 5),
@@ -123,6 +146,7 @@ def row_of(error: BridgeError) -> Row:
 async def bridge_problem(request: Request, error: Exception) -> Response:
     """Answer an error that the bridge raised on purpose."""
     assert isinstance(error, BridgeError)
+    request.state.error = error  # for whoever counts and logs
     row = row_of(error)
     failed = error.context if isinstance(error, errors.WorkflowFailed) else {}
     told = row.status != 500 or isinstance(error, errors.WorkflowFailed)
@@ -138,8 +162,7 @@ async def bridge_problem(request: Request, error: Exception) -> Response:
         step=_text(failed.get("step")),
         error_code=_text(failed.get("error_code")),
     )
-    headers = {"Retry-After": str(row.retry_after_s)} if row.retry_after_s else {}
-    return respond(problem, headers | ({"Connection": "close"} if row.close else {}))
+    return respond(problem, _headers(row, error))
 
 
 async def http_problem(request: Request, error: Exception) -> Response:
@@ -168,6 +191,17 @@ def unexpected(request: Request) -> Response:
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _headers(row: Row, error: BridgeError) -> dict[str, str]:
+    headers = {}
+    if retry_after_s := error.context.get("retry_after_s") or row.retry_after_s:
+        headers["Retry-After"] = str(retry_after_s)
+    if row.close:
+        headers["Connection"] = "close"
+    if row.challenge:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
 
 
 def _text(value: object) -> str | None:

@@ -1,6 +1,7 @@
 """`serve`: the application on a socket, from the first signal to the last answer.
 
-    bind ─▶ open the bridge ─▶ listen, announce ─▶ serve ─▶ (signal, or PostgreSQL died) ─▶ finish answers ─▶ close
+    bind ─▶ open the bridge ─▶ look for tokens ─▶ listen, announce ─▶ serve
+    ─▶ (signal, or PostgreSQL died) ─▶ finish answers ─▶ close
 
 The rules it keeps:
 
@@ -8,7 +9,8 @@ The rules it keeps:
    stamps can be recorded.
 2. SIGTERM and SIGINT end the server in order: no new connection, what was taken is answered, then the bridge closes.
    The second one ends the wait for slow callers.
-3. Without tokens, whoever reaches the port may stamp: only this machine may.
+3. Without tokens, whoever reaches the port may stamp: only this machine may, and it is said. Where other machines
+   reach the port, there is a token before anybody is listened to.
 4. When the embedded PostgreSQL ends by itself, so does the server, and says so.
 """
 
@@ -22,12 +24,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
-from fastapi import FastAPI
 
-from omninode_bridge.app.bootstrap import open_bridge
+from omninode_bridge.app.access import Access
+from omninode_bridge.app.bootstrap import Role, open_bridge
+from omninode_bridge.app.logs import configured
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
-from omninode_bridge.http.application import create_app
+from omninode_bridge.http.application import Application, create_app
 from omninode_bridge.http.protocol import LimitedProtocol
 
 __all__ = ["serve", "serve_app"]
@@ -40,20 +43,37 @@ FINISH_S_MAX = 30
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Serve the settings' bridge on their address until a signal; `announce` gets the URL once it serves.
+async def serve(
+    settings: Settings,
+    *,
+    role: Role = "all",
+    announce: Callable[[str], None],
+    notice: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve the settings' bridge, in a role, on their address until a signal; `announce` gets the URL once it serves.
 
-    Runs in the main thread. Raises InvalidInput for an address that is not this machine's own, ServiceUnavailable
-    when the port is taken, the bridge can't be opened, or its PostgreSQL ends by itself.
+    `notice` gets a sentence about who is served. Runs in the main thread. Raises InvalidInput for an address that other
+    machines reach while there are no tokens, ServiceUnavailable when the address can't be taken, the bridge can't be
+    opened, or its PostgreSQL ends by itself.
     """
-    with _bound(settings.host, settings.port) as listener, _signals() as stop:
+    with (
+        configured(settings.log_level, settings.log_format),
+        _bound(settings.host, settings.port) as (listener, foreign),
+        _signals() as stop,
+    ):
         death: ServiceUnavailable | None = None
         try:
-            async with open_bridge(settings, kind="up") as bridge:
+            async with open_bridge(settings, role) as bridge:
+                who = await _served(bridge.access, settings, foreign)
                 died = asyncio.create_task(bridge.maintenance.database_died(), name="database-died")
+
+                def announced(url: str) -> None:
+                    announce(url)
+                    notice(who)
+
                 try:
-                    app = create_app(bridge, settings)
-                    death = await serve_app(app, listener, stop=stop, announce=announce, died=died)
+                    app = create_app(bridge, settings, role)
+                    death = await serve_app(app, listener, stop=stop, announce=announced, died=died)
                 finally:
                     died.cancel()
         except asyncio.CancelledError:
@@ -69,7 +89,7 @@ async def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
 
 
 async def serve_app(
-    app: FastAPI,
+    app: Application,
     listener: socket.socket,
     *,
     stop: Stop,
@@ -92,7 +112,7 @@ async def serve_app(
         timeout_graceful_shutdown=FINISH_S_MAX,
     )
     _listen(listener)
-    server = _Server(config, lambda: announce(_url(listener)))
+    server = _Server(config, started=lambda: announce(_url(listener)), stopping=app.stop)
     stop.server = server
     server.should_exit = stop.asked
     serving = asyncio.create_task(server.serve([listener]), name="http")
@@ -122,15 +142,21 @@ class Stop:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves signals to us and tells when it serves."""
+    """uvicorn's server, which leaves signals to us and tells when it serves, and when it stops."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
         self._tell = started
+        self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._tell()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # First: what has no end of its own would be waited for as long as there is patience.
+        self._stopping()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -152,21 +178,15 @@ def _signals() -> Iterator[Stop]:
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Take an address of this machine's own."""
+def _bound(host: str, port: int) -> Iterator[tuple[socket.socket, str | None]]:
+    """Take an address; tell also which one of those that the host's name means other machines reach, if any."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise InvalidInput(
             f"host {host!r} is no address ({error.strerror}): use 127.0.0.1, or leave BRIDGE_HOST out", field="host"
         ) from error
-    foreign = [address[0] for *_, address in found if not ipaddress.ip_address(address[0]).is_loopback]
-    if foreign:
-        raise InvalidInput(
-            f"host {host!r} can be reached from other machines ({foreign[0]}), and the server knows no tokens: "
-            "use 127.0.0.1, or leave BRIDGE_HOST out",
-            field="host",
-        )
+    reached = [str(address[0]) for *_, address in found if not ipaddress.ip_address(address[0]).is_loopback]
     family, kind, protocol, _, address = found[0]
     with socket.socket(family, kind, protocol) as listener:
         # Else connections of a predecessor that are still closing would keep the port taken for a minute.
@@ -175,7 +195,23 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             raise _taken(f"{host}:{port}", error) from error
-        yield listener
+        yield listener, next(iter(reached), None)
+
+
+async def _served(access: Access, settings: Settings, foreign: str | None) -> str:
+    """Return a sentence on who is served; InvalidInput when that would be everybody."""
+    if await access.asks_for_tokens():
+        return "every call needs a token"
+    if foreign is not None:
+        raise InvalidInput(
+            f"host {settings.host!r} can be reached from other machines ({foreign}), and there are no tokens: "
+            "make one with `omninode-bridge token create`, or use 127.0.0.1, or leave BRIDGE_HOST out",
+            field="host",
+        )
+    return (
+        f"there are no tokens: only this machine is served, and whoever asks is taken for {settings.stamped_by!r}; "
+        "`omninode-bridge token create` makes the first one, and from then on every call needs one"
+    )
 
 
 def _listen(listener: socket.socket) -> None:

@@ -6,6 +6,7 @@ Refused here, after omnibase_core and `contract_reading`:
    declared before one it depends on: the declared order is the order of execution.
 2. An execution graph that draws something else than `config.steps`: one of them would be a lie.
 3. Triggers by which a workflow could not get from its start to `complete`, or, anywhere in between, to `fail`.
+4. A circuit breaker that lets more than one probe through, or a call to a stamping service that outlives its step.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import msgspec
 from omnibase_core.models.contracts.model_contract_orchestrator import ModelContractOrchestrator
 from omnibase_core.models.contracts.model_retry_policy_contract import ModelRetryPolicyContract
 from omnibase_core.models.contracts.model_workflow_step import ModelWorkflowStep
+from omnibase_core.models.contracts.subcontracts.model_effect_circuit_breaker import ModelEffectCircuitBreaker
 
+from omninode_bridge.domain.breaker import BreakerLimits, CallPolicy
 from omninode_bridge.domain.errors import IllegalTransition
 from omninode_bridge.domain.workflow import Plan, Retry, Step, StepKind
 from omninode_bridge.nodes.contract_machine import Fsm, compile_machine
+from omninode_bridge.nodes.contract_queue import compile_queue
 from omninode_bridge.nodes.contract_reading import (
     DESCRIPTIVE,
     Document,
@@ -41,6 +45,8 @@ BATCH_ITEMS_MAX = 65_536
 """More than this in one call would be held in memory for no gain."""
 HASH_MIB_PER_S_MAX = 10_000
 """Faster than memory: beyond it the setting would mean nothing."""
+IN_FLIGHT_MAX = 1024
+"""Calls to one stamping service at a time; each may hold a connection."""
 STEP_MS_MAX = 600_000
 """All attempts at one step together; omnibase_core emits no action for a step that may take longer."""
 
@@ -53,9 +59,20 @@ _ACTED = DESCRIPTIVE | {
     "yaml_published_events",
     "config",
 }
-_CONFIG_KEYS = ("batch_items_max", "hash_mib_per_s_min", "retry", "state_machine", "steps", "triggers")
+_CONFIG_KEYS = (
+    "batch_items_max",
+    "hash_mib_per_s_min",
+    "queue",
+    "retry",
+    "stamping",
+    "state_machine",
+    "steps",
+    "triggers",
+)
+_STAMPING_KEYS = ("circuit_breaker", "request_timeout_ms", "requests_in_flight_max")
 _STEP_ACTED = ("step_name", "step_type", "timeout_ms", "retry_count", "depends_on")
 _RETRY_ACTED = ("max_retries", "base_delay_seconds", "max_delay_seconds", "backoff_strategy")
+_BREAKER_ACTED = ("enabled", "failure_threshold", "success_threshold", "timeout_ms", "half_open_requests")
 _STEP_IDS = UUID("6f2d3c1e-5a0b-5f0a-9d7e-0c4b8a1f2e3d")
 """The namespace of uuid5 step ids: the same step has the same id in every process."""
 
@@ -75,6 +92,8 @@ class OrchestratorContract:
     """A batch that takes longer counts as slow."""
     hash_mib_per_s_min: int
     """What the slowest storage that counts as working gives: the hash step has that much more time for its bytes."""
+    stamping: CallPolicy
+    """How stamping services are called, where there are any."""
     steps: tuple[ModelWorkflowStep, ...]
     """The plan's steps as ONEX plans them; frozen models."""
     model: ModelContractOrchestrator
@@ -117,10 +136,12 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     timeout_ms = _check_coordination(model, compiled, found)
     _check_graph(model, compiled, found)
     triggers = _triggers(config.get("triggers"), found)
-    batch_items_max = _whole_number(config, "batch_items_max", BATCH_ITEMS_MAX, found)
-    hash_mib_per_s_min = _whole_number(config, "hash_mib_per_s_min", HASH_MIB_PER_S_MAX, found)
+    batch_items_max = _whole_number(config, "config", "batch_items_max", (1, BATCH_ITEMS_MAX), found)
+    hash_mib_per_s_min = _whole_number(config, "config", "hash_mib_per_s_min", (1, HASH_MIB_PER_S_MAX), found)
+    stamping = _compile_stamping(config.get("stamping"), compiled, hash_mib_per_s_min, found)
+    queue = compile_queue(config.get("queue"), found)
     fsm = compile_machine(config.get("state_machine"), "config.state_machine", found)
-    if found or fsm is None or retry is None or triggers is None:
+    if found or fsm is None or retry is None or triggers is None or stamping is None or queue is None:
         return None
     plan = Plan(
         fsm.machine,
@@ -131,6 +152,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
         tuple(triggers.start),
         triggers.complete,
         triggers.fail,
+        queue,
     )
     _check_walk(plan, fsm, found)
     definition = model.workflow_coordination.workflow_definition
@@ -146,6 +168,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
         timeout_ms,
         model.performance.single_operation_max_ms,
         hash_mib_per_s_min,
+        stamping,
         tuple(steps),
         model,
         document.fingerprint,
@@ -244,6 +267,38 @@ def _compile_retry(raw: object, steps: Sequence[Step], found: list[Problem]) -> 
     return Retry(policy.base_delay_seconds, policy.max_delay_seconds)
 
 
+def _compile_stamping(
+    raw: object, steps: Sequence[Step], mib_per_s_min: int, found: list[Problem]
+) -> CallPolicy | None:
+    path = "config.stamping"
+    if not isinstance(raw, dict):
+        found.append(Problem(path, f"is missing: say {', '.join(_STAMPING_KEYS)}"))
+        return None
+    found.extend(unknown_keys(raw, path, _STAMPING_KEYS))
+    timeout_ms = _whole_number(raw, path, "request_timeout_ms", (100, STEP_MS_MAX), found)
+    for step in steps:
+        if step.name == "hash" and step.timeout_ms < timeout_ms:
+            # A call that its step cuts off would tell the breaker nothing.
+            message = f"{timeout_ms} is more than the timeout_ms of the step 'hash', {step.timeout_ms}"
+            found.append(Problem(join(path, "request_timeout_ms"), message))
+    in_flight_max = _whole_number(raw, path, "requests_in_flight_max", (1, IN_FLIGHT_MAX), found)
+    path = join(path, "circuit_breaker")
+    written = raw.get("circuit_breaker")
+    if not isinstance(written, dict):
+        found.append(Problem(path, f"is missing: say {', '.join(_BREAKER_ACTED)}"))
+        return None
+    breaker = validated(ModelEffectCircuitBreaker, written, path, found)
+    if breaker is None:
+        return None
+    settings(written, breaker, path, _BREAKER_ACTED, found)
+    # omnibase_core's defaults say otherwise, and several probes at once are what a service that comes back can't bear.
+    one_of(breaker.enabled, (True,), join(path, "enabled"), found)
+    one_of(breaker.success_threshold, (1,), join(path, "success_threshold"), found)
+    one_of(breaker.half_open_requests, (1,), join(path, "half_open_requests"), found)
+    limits = BreakerLimits(breaker.failure_threshold, breaker.timeout_ms / 1000)
+    return CallPolicy(timeout_ms, in_flight_max, mib_per_s_min, limits)
+
+
 def _check_coordination(model: ModelContractOrchestrator, steps: Sequence[Step], found: list[Problem]) -> int:
     path = "workflow_coordination"
     coordination = model.workflow_coordination
@@ -290,11 +345,12 @@ def _triggers(raw: object, found: list[Problem]) -> _Triggers | None:
         return None
 
 
-def _whole_number(config: dict[str, Any], name: str, most: int, found: list[Problem]) -> int:
-    raw = config.get(name)
-    if type(raw) is not int or not 1 <= raw <= most:
-        found.append(Problem(f"config.{name}", f"must be a whole number from 1 to {most}"))
-        return 1
+def _whole_number(section: dict[str, Any], path: str, name: str, bounds: tuple[int, int], found: list[Problem]) -> int:
+    least, most = bounds
+    raw = section.get(name)
+    if type(raw) is not int or not least <= raw <= most:
+        found.append(Problem(join(path, name), f"must be a whole number from {least} to {most}"))
+        return least
     return raw
 
 

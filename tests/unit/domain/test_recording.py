@@ -333,7 +333,7 @@ def test_a_history_the_machine_does_not_know_is_refused_and_leaves_no_trace(kind
 
 
 def test_nothing_becomes_of_nothing() -> None:
-    assert decided([]) == Decision([], {}, [], [], [], [])
+    assert decided([]) == Decision([], {}, [], [], [], [], [], [])
 
 
 def test_what_is_given_is_not_changed() -> None:

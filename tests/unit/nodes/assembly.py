@@ -154,5 +154,6 @@ QUICK = {
     "config.steps[0].timeout_ms": 100,
     "config.steps[1].timeout_ms": 100,
     "config.steps[2].timeout_ms": 100,
+    "config.stamping.request_timeout_ms": 100,
     "config.retry.base_delay_seconds": 0.1,
 }

@@ -18,6 +18,8 @@ from tests.unit.nodes.assembly import REMOVED, V1, edited, move, state
 
 FSM = "config.state_machine"
 GRAPH = "workflow_coordination.workflow_definition.execution_graph.nodes"
+STAMPING = "config.stamping"
+BREAKER = f"{STAMPING}.circuit_breaker"
 GROUPING = "aggregation.grouping.grouping_fields"
 EXTRA_STEP = {"step_name": "notarise", "step_type": "effect", "timeout_ms": 1000, "retry_count": 0}
 
@@ -108,6 +110,28 @@ ORCHESTRATOR: dict[str, tuple[dict[str, Any], str]] = {
     "no batch limit": ({"config.batch_items_max": 0}, "config.batch_items_max"),
     "no slowest storage": ({"config.hash_mib_per_s_min": REMOVED}, "config.hash_mib_per_s_min"),
     "a storage faster than memory": ({"config.hash_mib_per_s_min": 10_001}, "config.hash_mib_per_s_min"),
+    "no stamping": ({STAMPING: REMOVED}, STAMPING),
+    "an unknown stamping key": ({f"{STAMPING}.retries": 3}, f"{STAMPING}.retries"),
+    "stamping without a timeout": ({f"{STAMPING}.request_timeout_ms": REMOVED}, f"{STAMPING}.request_timeout_ms"),
+    "a call that outlives its step": (
+        {"config.steps[0].timeout_ms": 4999},
+        f"{STAMPING}.request_timeout_ms",
+    ),
+    "no call at a time": ({f"{STAMPING}.requests_in_flight_max": 0}, f"{STAMPING}.requests_in_flight_max"),
+    "more calls than connections": (
+        {f"{STAMPING}.requests_in_flight_max": 1025},
+        f"{STAMPING}.requests_in_flight_max",
+    ),
+    "no breaker": ({BREAKER: REMOVED}, BREAKER),
+    "an unknown breaker key": ({f"{BREAKER}.open_seconds": 5}, f"{BREAKER}.open_seconds"),
+    "a breaker switched off": ({f"{BREAKER}.enabled": False}, f"{BREAKER}.enabled"),
+    "a breaker left off": ({f"{BREAKER}.enabled": REMOVED}, f"{BREAKER}.enabled"),
+    "a breaker that opens at once": ({f"{BREAKER}.failure_threshold": 0}, f"{BREAKER}.failure_threshold"),
+    "a threshold in text": ({f"{BREAKER}.failure_threshold": "5"}, f"{BREAKER}.failure_threshold"),
+    "a breaker that hardly opens": ({f"{BREAKER}.timeout_ms": 999}, f"{BREAKER}.timeout_ms"),
+    "several probes": ({f"{BREAKER}.half_open_requests": 3}, f"{BREAKER}.half_open_requests"),
+    "several probes by default": ({f"{BREAKER}.half_open_requests": REMOVED}, f"{BREAKER}.half_open_requests"),
+    "several successes": ({f"{BREAKER}.success_threshold": 2}, f"{BREAKER}.success_threshold"),
     "one topic": ({"yaml_published_events": ["a.completed"]}, "yaml_published_events"),
     "the same topic twice": ({"yaml_published_events": ["a", "a"]}, "yaml_published_events[1]"),
     "topics the wrong way round": ({"yaml_published_events": ["a.failed", "a.completed"]}, "yaml_published_events"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from omnibase_core.models.container.model_onex_container import ModelONEXContainer
 
+from omninode_bridge.domain.breaker import BreakerLimits, CallPolicy
 from omninode_bridge.domain.log import ShardKey
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.workflow import final_state
@@ -110,6 +111,19 @@ async def test_without_the_intelligence_step_nobody_is_asked() -> None:
     assert (await node.run(request(enable_intelligence=True))).intelligence is None
     assert intelligence.asked == []
     assert not bench.contract.has_intelligence
+
+
+def test_how_stamping_services_are_called_is_the_contracts() -> None:
+    edits = {
+        "config.hash_mib_per_s_min": 2,
+        "config.stamping.request_timeout_ms": 700,
+        "config.stamping.requests_in_flight_max": 8,
+        "config.stamping.circuit_breaker.failure_threshold": 3,
+        "config.stamping.circuit_breaker.timeout_ms": 1500,
+    }
+    policy = load_orchestrator(edited("orchestrator", edits)).stamping
+    assert policy == CallPolicy(700, 8, 2, BreakerLimits(3, 1.5))
+    assert policy.timeout_s(5 * 1024**2) == 0.7 + 2.5
 
 
 async def test_the_batch_limit_is_the_contracts() -> None:

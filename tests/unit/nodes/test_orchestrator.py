@@ -164,6 +164,7 @@ class TestThePlainDoor:
             "config.steps[0].retry_count": 5,
             "config.steps[1].timeout_ms": 1000,
             "config.steps[2].timeout_ms": 1000,
+            "config.stamping.request_timeout_ms": 1000,
             "workflow_coordination.timeout_ms": 1000,
         }
         bench = Bench(load_orchestrator(edited("orchestrator", edits)))

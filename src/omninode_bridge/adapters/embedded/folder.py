@@ -1,6 +1,7 @@
 """The data directory: what is in it, whether it is ours, and how it comes to be.
 
     bridge.json    format number and PostgreSQL major; its presence says that the folder is a bridge's
+    restoring      from the beginning to the end of a restore: what is there is not whole
     lock           who uses it (see lock.py); server.lock: whether a server still lives
     pgdata/        the cluster; pgdata.new while initdb runs, so that what is called pgdata is whole
     log/           postgres.log, and the end of the one before
@@ -29,12 +30,12 @@ from omninode_bridge.adapters.embedded.identity import nobody
 from omninode_bridge.adapters.embedded.lock import Holder
 from omninode_bridge.domain.errors import DataDirectoryError
 
-__all__ = ["FORMAT", "DataFolder"]
+__all__ = ["FORMAT", "DataFolder", "another_major"]
 
 FORMAT = 1
 
 # What a program killed right after making the folder leaves in it, and what a new file system has at its root.
-_NO_CONTENT = {"lock", "server.lock", "bridge.json.new", "lost+found"}
+_NO_CONTENT = {"lock", "server.lock", "bridge.json.new", "restoring.new", "lost+found"}
 # sun_path of unix(7) less the closing zero; BSD systems have four bytes less
 _SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 # What PostgreSQL takes unquoted in a list of folders, and a URL too.
@@ -44,13 +45,18 @@ _LOG_BYTES_MAX = 4 << 20
 _LOG_KEPT_BYTES = 256 << 10
 _TAIL_LINES = 5
 _TAIL_BYTES = 1000
+_RESTORING = "restoring"
 _ANOTHER = "or choose another folder with --data-dir or BRIDGE_DATA_DIR"
 
 
 class DataFolder:
-    """The data directory `path`. Operating system errors come out as DataDirectoryError."""
+    """The data directory `path`. Operating system errors come out as DataDirectoryError.
 
-    def __init__(self, path: Path) -> None:
+    `restoring`: it is to be made of a backup, and has to be empty.
+    """
+
+    def __init__(self, path: Path, *, restoring: bool = False) -> None:
+        self._restoring = restoring
         self.path = Path(os.path.realpath(path))
         self.pgdata = self.path / "pgdata"
         self.pgdata_new = self.path / "pgdata.new"
@@ -71,16 +77,24 @@ class DataFolder:
                 raise DataDirectoryError(
                     f"{self.path} belongs to {_user_name(owner)}: run as that user, {_ANOTHER}", data_dir=str(self.path)
                 )
+            if self._restoring:
+                self._begin_restore()
             self.recorded_major()
             if self.path.stat().st_mode & 0o077:
                 self.path.chmod(0o700)
 
     def recorded_major(self) -> int | None:
         """Return the PostgreSQL major of a bridge's folder, None for an empty one; raise for any other."""
+        if not self._restoring and (self.path / _RESTORING).exists():
+            raise DataDirectoryError(
+                f"a restore into {self.path} has not come to its end, so what is there is not whole: if it does not "
+                f"run any more, empty the folder and restore again, {_ANOTHER}",
+                data_dir=str(self.path),
+            )
         try:
             text = (self.path / "bridge.json").read_text()
         except FileNotFoundError:
-            found = sorted(set(os.listdir(self.path)) - _NO_CONTENT)
+            found = sorted(set(os.listdir(self.path)) - _NO_CONTENT - {_RESTORING})
             if found:
                 raise DataDirectoryError(
                     f"{self.path} is not a bridge data directory and not empty (it has {found[0]!r}), so nothing was "
@@ -105,14 +119,12 @@ class DataFolder:
 
     def settle(self, binaries: Binaries) -> None:
         """Bring the folder into order before its server starts; call with both locks held."""
-        major = self.recorded_major()
-        if self.has_cluster() and major != binaries.major:
-            raise DataDirectoryError(
-                f"{self.path} was made by PostgreSQL {major}, and {binaries.folder} is PostgreSQL {binaries.major}: "
-                f"start it with PostgreSQL {major} and move its data over with pg_dump, {_ANOTHER}",
-                data_dir=str(self.path),
-            )
-        if major != binaries.major:
+        recorded, major = self.recorded_major(), self._cluster_major()
+        if major is not None and self._restoring:
+            raise self._not_empty("pgdata")  # another restore was first
+        if major is not None and major != binaries.major:
+            raise another_major(str(self.path), major, binaries)
+        if recorded != binaries.major:
             self._write_facts(binaries.major)
         for folder in (self.log.parent, self.path / "run"):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -121,6 +133,18 @@ class DataFolder:
             shutil.rmtree(self.pgdata_new)
         self.bound_log()
 
+    def finish_restore(self) -> None:
+        """Let the folder be used: what was restored is whole."""
+        (self.path / _RESTORING).unlink()
+        _sync(self.path)
+
+    def drop_restore(self) -> None:
+        """Empty the folder of what a restore that failed has put into it; call with the lock held."""
+        for name in ("pgdata", "pgdata.new", "log", "run"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / "bridge.json").unlink(missing_ok=True)
+        (self.path / _RESTORING).unlink(missing_ok=True)
+
     def has_cluster(self) -> bool:
         return self.pgdata.is_dir()
 
@@ -128,6 +152,11 @@ class DataFolder:
         """Make the finished pgdata.new the cluster. initdb has written it through to the disk."""
         self.pgdata_new.rename(self.pgdata)
         _sync(self.path)
+
+    def give_to_owner(self, tree: Path) -> None:
+        """Let everything of a folder, and itself, belong to whom the data directory belongs to."""
+        for path in (tree, *tree.rglob("*")):
+            self._give_to_owner(path)
 
     def owner(self) -> tuple[int, int]:
         facts = self.path.stat()
@@ -221,6 +250,28 @@ class DataFolder:
                 data_dir=str(self.path),
             ) from error
 
+    def _begin_restore(self) -> None:
+        if found := sorted(set(os.listdir(self.path)) - _NO_CONTENT):
+            raise self._not_empty(found[0])
+        self._replace(self.path / _RESTORING, b"")
+
+    def _not_empty(self, found: str) -> DataDirectoryError:
+        return DataDirectoryError(
+            f"{self.path} is not empty (it has {found!r}), so nothing was restored: name an empty or a new folder",
+            data_dir=str(self.path),
+        )
+
+    def _cluster_major(self) -> int | None:
+        """Return the major that the cluster itself names, None where there is no cluster."""
+        try:
+            return int((self.pgdata / "PG_VERSION").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DataDirectoryError(
+                f"{self.pgdata / 'PG_VERSION'} is damaged: restore a backup, {_ANOTHER}", data_dir=str(self.path)
+            ) from error
+
     def _write_facts(self, major: int) -> None:
         self._replace(self.path / "bridge.json", json.dumps({"format": FORMAT, "postgresql": major}).encode() + b"\n")
 
@@ -247,6 +298,16 @@ class DataFolder:
         except OSError:
             return False
         return stat.S_ISDIR(facts.st_mode) and facts.st_uid == self.owner()[0] and facts.st_mode & 0o077 == 0
+
+
+def another_major(what: str, major: int, binaries: Binaries) -> DataDirectoryError:
+    """Return the refusal of a cluster that these programs can't run, with the way to move its data."""
+    return DataDirectoryError(
+        f"{what} is of PostgreSQL {major}, and {binaries.folder} has PostgreSQL {binaries.major}: go on with {major} "
+        "by setting BRIDGE_POSTGRES_BINARIES to a folder with its programs; or move the data, which takes "
+        "`omninode-bridge backup FILE --dump` with that setting, and `omninode-bridge restore FILE` without it",
+        data_dir=what,
+    )
 
 
 def _fits(folder: Path) -> bool:

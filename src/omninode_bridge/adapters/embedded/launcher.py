@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,9 @@ _INITDB_S = 120.0
 _PAUSE_MIN_S = 0.01
 _PAUSE_MAX_S = 0.25
 
+type MakeCluster = Callable[[Path], None]
+"""Makes a cluster at a path, whole and written through to the disk, as initdb does. Runs in a thread."""
+
 _STARTING_OR_STOPPING = {"57P01", "57P02", "57P03"}
 
 
@@ -46,9 +50,11 @@ class EmbeddedPostgres:
     for an attached one it is the pid of the `up` that runs it. Made by `start`; an async context manager that stops.
     """
 
-    def __init__(self, folder: DataFolder, kind: Kind) -> None:
+    def __init__(self, folder: DataFolder, kind: Kind, make_cluster: MakeCluster | None = None) -> None:
         self._folder = folder
         self._kind = kind
+        self._make_cluster = make_cluster
+        self._restoring = False
         self._lock = FolderLock(folder.path)
         self._sockets = ""
         self._log_start = 0
@@ -60,18 +66,27 @@ class EmbeddedPostgres:
 
     @classmethod
     async def start(
-        cls, data_dir: Path, *, kind: Kind = "command", binaries: Path | None = None, wait_s: float = 10.0
+        cls,
+        data_dir: Path,
+        *,
+        kind: Kind = "command",
+        binaries: Path | None = None,
+        wait_s: float = 10.0,
+        make_cluster: MakeCluster | None = None,
     ) -> EmbeddedPostgres:
         """Return a server that takes connections, making the folder and its cluster where there is none.
 
         A folder in use is waited for up to `wait_s` seconds, unless its holder is an `up` whose server answers: the
         handle is attached to that one. `binaries` is a folder with PostgreSQL's programs (default: the wheel's).
 
+        A `restore` needs an empty folder, for a cluster that `make_cluster` or initdb makes; `stop` empties it again
+        unless `finish_restore` was called before.
+
         Raises DataDirectoryError when the folder is in use, foreign, newer, of another PostgreSQL major, or not to be
         written or reached; ServiceUnavailable when there are no binaries or the server does not start.
         """
-        folder = DataFolder(data_dir)
-        server = cls(folder, kind)
+        folder = DataFolder(data_dir, restoring=kind == "restore")
+        server = cls(folder, kind, make_cluster)
         deadline = time.monotonic() + wait_s
         try:
             with folder.translated():
@@ -108,6 +123,12 @@ class EmbeddedPostgres:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
+    def finish_restore(self) -> None:
+        """Let others use the folder from the end of this server on: it has all that was to be restored."""
+        with self._folder.translated():
+            self._folder.finish_restore()
+        self._restoring = False
+
     async def stop(self) -> None:
         """Shut the server down (fast, at the latest by force after 25 s) and free the folder. Again is fine."""
         if self._stopping is None:
@@ -128,6 +149,8 @@ class EmbeddedPostgres:
                 await self._process.stop()
         finally:
             self._folder.drop_sockets(self._sockets)
+            if self._restoring:
+                self._folder.drop_restore()
             self._lock.release()
 
     async def _take_or_attach(self, deadline: float) -> Holder | None:
@@ -149,7 +172,7 @@ class EmbeddedPostgres:
         return previous
 
     async def _attach(self, holder: Holder) -> bool:
-        if holder.kind != "up" or not holder.dsn:
+        if self._kind == "restore" or holder.kind != "up" or not holder.dsn:
             return False
         try:
             await ask(_socket(holder.sockets), DATABASE)
@@ -165,10 +188,11 @@ class EmbeddedPostgres:
         await self._outlive_orphan(deadline)
         folder = self._folder
         folder.settle(binaries)
+        self._restoring = self._kind == "restore"
         self._sockets = folder.make_sockets(previous)
         self._lock.note(Holder(os.getpid(), self._kind, sockets=self._sockets))
         if not folder.has_cluster():
-            await self._initdb(binaries)
+            await (self._initdb(binaries) if self._make_cluster is None else self._made(self._make_cluster, binaries))
         postmaster.clear_stale(folder.pgdata)
         log_start = folder.log_bytes()
         process = await self._launch([binaries.program("postgres"), *server_arguments(self._sockets)])
@@ -215,6 +239,19 @@ class EmbeddedPostgres:
         if not process.ended.done() or process.ended.result() != 0:
             raise self._failed("initdb", log_start)
         folder.install_cluster()
+
+    async def _made(self, make_cluster: MakeCluster, binaries: Binaries) -> None:
+        # Launching something settles whose the folder is to be, before there is a cluster in it.
+        process = await self._launch([binaries.program("postgres"), "--version"])
+        await process.ended
+        making = asyncio.create_task(asyncio.to_thread(make_cluster, self._folder.pgdata_new))
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})  # a thread can't be stopped, and must not write into what is removed
+            raise
+        self._folder.give_to_owner(self._folder.pgdata_new)
+        self._folder.install_cluster()
 
     async def _launch(self, program: list[str]) -> Process:
         """Run `program` in the folder as somebody it accepts; return once it runs."""

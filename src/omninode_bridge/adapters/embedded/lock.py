@@ -16,7 +16,7 @@ from typing import Literal
 
 __all__ = ["FolderLock", "Holder", "Kind"]
 
-Kind = Literal["up", "command"]
+Kind = Literal["up", "command", "restore"]
 
 _HOLDER_BYTES_MAX = 8192
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from omninode_bridge.adapters.embedded import child
 from omninode_bridge.adapters.embedded.child import Order, Refusal
 
-__all__ = ["Process"]
+__all__ = ["Process", "environment", "order_for"]
 
 # Fast shutdown writes a checkpoint of up to shared_buffers; immediate shutdown leaves that to the next start.
 _STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
@@ -69,7 +69,7 @@ class Process:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(self._hold,),
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is for the program that owns the folder; it stops PostgreSQL last
             )
         except OSError as error:
@@ -114,7 +114,8 @@ def _parse(report: bytes) -> Refusal | None:
     return refusal
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return what a program of PostgreSQL is to see of this process's environment."""
     # Nothing of the caller's PG* variables or locale may decide; messages stay in English for whoever reads the log.
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}

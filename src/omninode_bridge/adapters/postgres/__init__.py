@@ -6,4 +6,5 @@ rows         domain values ⇄ columns
 ledger       one shard's owner: the transaction that makes a stamp
 state        the reducer's projection, and the event log as its source
 reads        queries by key
+tokens       API tokens, what they used, and the log of administrative acts
 """

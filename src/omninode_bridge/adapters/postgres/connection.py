@@ -7,8 +7,9 @@ server that stopped answering is an error and not a hang.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -16,8 +17,15 @@ from asyncpg.connection import Connection
 from asyncpg.pool import Pool, PoolConnectionProxy
 
 from omninode_bridge.domain.errors import BridgeError, Overloaded, SchemaMismatch, ServiceUnavailable
+from omninode_bridge.domain.tenancy import Visible
 
-__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "pool", "translated"]
+__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "given", "pool", "seeing", "translated"]
+
+type Role = Literal["omninode_bridge_tenant", "omninode_bridge_service"]
+TENANT: Role = "omninode_bridge_tenant"
+"""Sees and writes the rows of the namespaces that its transaction was given (law 4)."""
+SERVICE: Role = "omninode_bridge_service"
+"""Sees all: the reducer, the relay, the audit, upkeep, and the local user."""
 
 POSTGRES_MAJOR_MIN = 15
 CONNECT_TIMEOUT_S = 10
@@ -75,6 +83,12 @@ def translated(doing: str) -> Iterator[None]:
         raise
     except asyncpg.InsufficientPrivilegeError as error:
         raise ServiceUnavailable(f"PostgreSQL refused while {doing}: {_said(error)}") from error
+    except asyncpg.InvalidParameterValueError as error:
+        if 'role "omninode_bridge_' not in _said(error):
+            raise
+        raise SchemaMismatch(
+            f"the database has not the program's roles while {doing} ({_said(error)}): run `omninode-bridge migrate`"
+        ) from error
     # All our statements fit our schema: what PostgreSQL does not understand, it understands with another schema.
     except (
         asyncpg.SyntaxOrAccessError,
@@ -132,15 +146,15 @@ def _where(database_url: str) -> str:
         return "the given URL"
 
 
-async def connect(database_url: str, *, by_key: bool = False) -> Connection:
-    """Open a session of its own. `by_key`: for the data plane, index scans only."""
+async def connect(database_url: str, *, by_key: bool = False, role: Role | None = None) -> Connection:
+    """Open a session of its own. `by_key`: for the data plane, index scans only. Without a role: the URL's own."""
     with translated(f"connecting to {_where(database_url)}"):
         try:
             return await asyncpg.connect(
                 database_url,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,
-                server_settings=_SETTINGS | (_BY_KEY if by_key else {}),
+                server_settings=_SETTINGS | (_BY_KEY if by_key else {}) | ({"role": role} if role else {}),
             )
         except (ValueError, asyncpg.ClientConfigurationError) as error:
             raise ServiceUnavailable(
@@ -150,8 +164,8 @@ async def connect(database_url: str, *, by_key: bool = False) -> Connection:
 
 @asynccontextmanager
 async def pool(database_url: str) -> AsyncIterator[Pool]:
-    """Open a pool for reads and for the reducer; closed in bounded time."""
-    (await connect(database_url)).terminate()  # for the clear error
+    """Open a pool of the service's sessions, for reads and for the reducer; closed in bounded time."""
+    (await connect(database_url, role=SERVICE)).terminate()  # for the clear error
     with translated("connecting"):
         opened = await _Pool(
             database_url,
@@ -165,7 +179,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
             record_class=asyncpg.Record,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
-            server_settings=_SETTINGS | _BY_KEY,
+            server_settings=_SETTINGS | _BY_KEY | {"role": SERVICE},
         )
     try:
         yield opened
@@ -174,6 +188,31 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
             await asyncio.wait_for(opened.close(), 5)
         except (TimeoutError, *_CONNECTION_LOST):
             opened.terminate()
+
+
+def given(namespaces: Iterable[str], patterns: Iterable[str] = ()) -> str:
+    """Return the statements that give a transaction its namespaces, and the patterns that its reads may match.
+
+    They are settings of this transaction alone: a session that is handed on takes nothing along.
+    """
+    names, more = (",".join(values).replace("'", "''") for values in (namespaces, patterns))
+    return f"SET LOCAL omninode_bridge.namespaces = '{names}'; SET LOCAL omninode_bridge.patterns = '{more}'"
+
+
+@asynccontextmanager
+async def seeing(pool: Pool, visible: Visible | None) -> AsyncIterator[Connection]:
+    """Give a connection that sees the rows of some namespaces, in a transaction; with None all rows, and none."""
+    async with pool.acquire() as connection:
+        if visible is None:
+            yield connection
+            return
+        what = given(visible.names, visible.wildcards)
+        await connection.execute(f"BEGIN READ ONLY; SET LOCAL ROLE {TENANT}; {what}")
+        try:
+            yield connection
+        finally:
+            if not connection.is_closed():
+                await connection.execute("ROLLBACK")
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types

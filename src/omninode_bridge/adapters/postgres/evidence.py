@@ -71,14 +71,38 @@ class PostgresEvidence:
             ):
                 yield AuditedEvent(rows.record_of(row), _kept(row), row["folded"])
 
+    async def unlogged(self, live: Generation | None) -> AsyncIterator[dict[str, Any]]:
+        with translated("auditing what retention deleted"):
+            async for row in self._connection.cursor(
+                _SQL["unlogged"], live.number if live else 0, prefetch=CURSOR_ROWS, timeout=LONG_TIMEOUT_S
+            ):
+                yield dict(row)
+
     async def state(self) -> State:
-        found = await self._fetch("state")
+        return await self._groups("live")
+
+    async def base(self) -> State:
+        return await self._groups("base")
+
+    async def waiting(self) -> int:
+        (row,) = await self._fetch("waiting")
+        waiting: int = row["count"]
+        return waiting
+
+    async def waiting_faults(self) -> list[str]:
+        return [
+            f"workflow {row['workflow_id']} in {row['namespace']}: {row['fault']}"
+            for row in await self._fetch("unkept")
+        ]
+
+    async def _groups(self, status: str) -> State:
+        found = await self._fetch("state", status)
         return {(row["namespace"], row["aggregation_type"], row["group_key"]): rows.totals_of(row) for row in found}
 
-    async def _fetch(self, statement: str) -> list[rows.Row]:
+    async def _fetch(self, statement: str, *arguments: object) -> list[rows.Row]:
         with translated("auditing"):
             # The whole database is read: how long that takes is its size's affair.
-            found: list[rows.Row] = await self._connection.fetch(_SQL[statement], timeout=LONG_TIMEOUT_S)
+            found: list[rows.Row] = await self._connection.fetch(_SQL[statement], *arguments, timeout=LONG_TIMEOUT_S)
         return found
 
 

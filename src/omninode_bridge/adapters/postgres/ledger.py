@@ -2,10 +2,12 @@
 
 What happens to a group:
 
-    read ─▶ decide ─▶ BEGIN ─▶ heads ─▶ op ids ─▶ stamps ─▶ events ─▶ facts ─▶ COMMIT ─▶ answer
-     ▲                  │                                                         │
-     └── lost race ◀────┘ (rolled back)                     connection lost ──────┘
-     └── the old backend no longer holds the shard: it is gone ◀──────────────────┘
+    BEGIN ─▶ read ─▶ decide ─▶ heads ─▶ op ids ─▶ stamps ─▶ events ─▶ facts ─▶ COMMIT ─▶ answer
+     ▲                           │                                               │
+     └── lost race ◀─────────────┘ (rolled back)           connection lost ──────┘
+     └── the old backend no longer holds the shard: it is gone ◀─────────────────┘
+
+* A transaction sees and writes the namespaces of its group, and no others (row-level security).
 
 * The head is the fence. It is held in memory and moved by compare-and-set; two would-be owners of a shard
   can't both move it from the same place.
@@ -27,7 +29,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import connect, connection_lost, translated
+from omninode_bridge.adapters.postgres.connection import TENANT, connect, connection_lost, given, translated
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.errors import BridgeError, InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
@@ -59,6 +61,10 @@ _REFUSED = (
 
 class _HeadMoved(Exception):
     """The compare-and-set found another head than ours: somebody else wrote to this shard."""
+
+
+class _LeaseMoved(Exception):
+    """A workflow of the group was leased anew since it was read."""
 
 
 class _CommitLost(Exception):
@@ -128,7 +134,7 @@ class PostgresLedgerSession:
                 connection = await self._open()
                 with translated("recording stamps"):
                     return await self._attempt(connection, group, rerun)
-            except _LOST_RACE:
+            except (*_LOST_RACE, _LeaseMoved):
                 await asyncio.sleep(random.uniform(0, 0.002 * min(attempt, 25)))  # noqa: S311 - no secret
             except _HeadMoved:
                 self._heads = {}
@@ -168,35 +174,12 @@ class PostgresLedgerSession:
         assert self._shard is not None
         if not self._heads:
             await self._read_heads(connection)
-        priors = await self._priors(connection, [op_key(o) for o in group if rerun or o.request.op_id_given])
-        latest = await self._latest(connection, {path_key(o) for o in group if isinstance(o, Draft)})
-        decision = decide(
-            self._plan,
-            group,
-            priors=priors,
-            latest=latest,
-            heads=self._heads,
-            shard=self._shard,
-            ids=iter(self._ids(2 * len(group))),
-            now=self._clock(),
-        )
-        if decision.workflows:
-            await self._write(connection, decision)
-        for (topic, _), head in decision.heads.items():
-            self._heads[topic] = head
-        return decision.verdicts
-
-    async def _write(self, connection: Connection, decision: Decision) -> None:
-        await connection.execute("BEGIN")
+        namespaces = sorted({outcome.request.namespace for outcome in group})
+        # The lock, which writers share, keeps out an erasure until the end: between what is read here and its commit.
         try:
-            for (topic, shard), head in sorted(decision.heads.items()):
-                before = self._heads[topic]
-                moved = await connection.execute(
-                    _SQL["move_head"], topic, shard, before.position, before.event_id, head.position, head.event_id
-                )
-                if moved != "UPDATE 1":
-                    raise _HeadMoved
-            await self._insert(connection, decision)
+            await connection.execute(f"BEGIN; LOCK TABLE fsm_states IN ROW EXCLUSIVE MODE; {given(namespaces)}")
+            decision = await self._decide(connection, group, rerun)
+            await self._write(connection, decision)
         except BaseException as error:
             if not connection_lost(error) and not connection.is_closed() and isinstance(error, Exception):
                 await connection.execute("ROLLBACK")
@@ -207,10 +190,40 @@ class PostgresLedgerSession:
             raise _CommitLost from error
         if ended != "COMMIT":
             raise _CommitLost
+        for (topic, _), head in decision.heads.items():
+            self._heads[topic] = head
+        return decision.verdicts
 
-    async def _insert(self, connection: Connection, decision: Decision) -> None:
-        workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
-        await connection.execute(_SQL["insert_workflows"], rows.workflow_rows(workflows))
+    async def _decide(self, connection: Connection, group: Sequence[Outcome], rerun: bool) -> Decision:
+        assert self._shard is not None
+        priors = await self._priors(connection, [op_key(o) for o in group if rerun or o.request.op_id_given])
+        latest = await self._latest(connection, {path_key(o) for o in group if isinstance(o, Draft)})
+        return decide(
+            self._plan,
+            group,
+            priors=priors,
+            latest=latest,
+            heads=self._heads,
+            shard=self._shard,
+            ids=iter(self._ids(2 * len(group))),
+            now=self._clock(),
+        )
+
+    async def _write(self, connection: Connection, decision: Decision) -> None:
+        for (topic, shard), head in sorted(decision.heads.items()):
+            before = self._heads[topic]
+            moved = await connection.execute(
+                _SQL["move_head"], topic, shard, before.position, before.event_id, head.position, head.event_id
+            )
+            if moved != "UPDATE 1":
+                raise _HeadMoved
+        if decision.ended:
+            await self._end(connection, decision)
+        if decision.workflows:
+            workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
+            await connection.execute(_SQL["insert_workflows"], rows.workflow_rows(workflows))
+        if decision.inputs:
+            await connection.execute(_SQL["insert_inputs"], rows.input_rows(decision.inputs))
         if decision.stamps:
             stamps = sorted(decision.stamps, key=lambda s: (s.namespace, s.file_path, s.version))
             await connection.execute(_SQL["insert_stamps"], rows.stamp_rows(stamps))
@@ -219,6 +232,15 @@ class PostgresLedgerSession:
         if decision.facts:
             facts = sorted(decision.facts, key=lambda f: f.path_hash)
             await connection.execute(_SQL["upsert_facts"], rows.facts_rows(facts))
+
+    async def _end(self, connection: Connection, decision: Decision) -> None:
+        """End accepted workflows: only while their leases are still those that they were run under."""
+        ended = sorted(decision.ended, key=lambda end: (end[0].workflow_id, end[0].namespace))
+        keys = [(w.workflow_id, w.namespace, fence) for w, fence in ended]
+        deleted = await connection.execute(_SQL["delete_inputs"], *map(list, zip(*keys, strict=True)))
+        if deleted != f"DELETE {len(keys)}":
+            raise _LeaseMoved
+        await connection.execute(_SQL["end_workflows"], rows.workflow_rows([workflow for workflow, _ in ended]))
 
     async def _priors(self, connection: Connection, keys: list[OpKey]) -> dict[OpKey, Prior]:
         if not keys:
@@ -231,7 +253,11 @@ class PostgresLedgerSession:
             for row in await connection.fetch(_SQL["stamps_by_id"], stamp_ids):
                 stamp = rows.stamp_of(row)
                 stamps[stamp.stamp_id] = stamp
-        return {(w.namespace, w.workflow_id): Prior(w, stamps.get(w.stamp_id or "")) for w in workflows}
+        waiting = map(rows.waiting_of, found)
+        return {
+            (w.namespace, w.workflow_id): Prior(w, stamps.get(w.stamp_id or ""), held)
+            for w, held in zip(workflows, waiting, strict=True)
+        }
 
     async def _latest(self, connection: Connection, keys: set[PathKey]) -> dict[PathKey, Stamp]:
         if not keys:
@@ -243,7 +269,7 @@ class PostgresLedgerSession:
         """Return the session's connection, with its shard locked."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
-        connection = await connect(self._database_url, by_key=True)
+        connection = await connect(self._database_url, by_key=True, role=TENANT)
         try:
             with translated("opening a shard"):
                 take = self._settle if self._unsettled else self._take_shard

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import asyncpg
+import msgspec
 from asyncpg.connection import Connection
 from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, translated
+from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, seeing, translated
 from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.errors import ForeignState, ServiceUnavailable
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
-from omninode_bridge.domain.reduction import State
+from omninode_bridge.domain.reduction import Groupings, State
+from omninode_bridge.domain.tenancy import EVERYTHING, Visible
+from omninode_bridge.domain.windows import Extent, Sight, Window, events_expired
 from omninode_bridge.ports import READ_BYTES_MAX, DeadLetter, Finish, Generation, foreign_state
 
 FINISH_TIMEOUT_S = 20.0
@@ -27,10 +32,14 @@ type Moves = Mapping[ShardKey, tuple[Head, Head]]
 
 
 class PostgresEventSource:
-    """Reads `event_log`: a primary-key range scan a shard, which can skip nothing."""
+    """Reads `event_log`: a primary-key range scan a shard, which can skip nothing. `visible` None: all is seen."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, visible: Visible | None = None) -> None:
         self._pool = pool
+        self._visible = visible
+
+    def seen_by(self, visible: Visible) -> PostgresEventSource:
+        return PostgresEventSource(self._pool, None if visible == EVERYTHING else visible)
 
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         ends = await self.heads()
@@ -40,13 +49,46 @@ class PostgresEventSource:
         if not news:
             return []
         with translated("reading the event log"):
-            found = await self._pool.fetch(_SQL["read_log"], *map(list, zip(*news, strict=True)), READ_BYTES_MAX)
+            async with seeing(self._pool, self._visible) as connection:
+                found = await connection.fetch(_SQL["read_log"], *map(list, zip(*news, strict=True)), READ_BYTES_MAX)
         return [rows.record_of(row) for row in found]
 
     async def heads(self) -> dict[ShardKey, Head]:
         with translated("reading the log's heads"):
             found = await self._pool.fetch(_SQL["heads"])
         return {(row["topic"], row["shard"]): rows.head_of(row) for row in found}
+
+    async def extents(self) -> dict[ShardKey, Extent]:
+        with translated("reading the log's extents"):
+            found = await self._pool.fetch(_SQL["extents"])
+        return {(row["topic"], row["shard"]): Extent(row["floor"], rows.head_of(row)) for row in found}
+
+    async def look(self, windows: Mapping[ShardKey, Window], *, records_max: int, bytes_max: int) -> Sight:
+        asked = [(*key, *window) for key, window in windows.items()]
+        if not asked:
+            return Sight([], {})
+        with translated("reading the event log"):
+            async with seeing(self._pool, self._visible) as connection:
+                found = await connection.fetch(
+                    _SQL["look"], *map(list, zip(*asked, strict=True)), records_max, bytes_max
+                )
+        if found and found[0]["body"] is None:
+            raise events_expired()
+        records = [rows.record_of(row) for row in found]
+        if len(found) < records_max and (not found or len(found) == found[0]["found"]):
+            return Sight(records, {key: until for key, (_, until) in windows.items()})
+        # Cut short: beyond its last record a shard may have others in its window.
+        reached = {key: after for key, (after, _) in windows.items()}
+        reached |= {(record.topic, record.shard): record.position for record in records}
+        return Sight(records, reached)
+
+    async def event_ids(self, places: Mapping[ShardKey, int]) -> dict[ShardKey, str]:
+        asked = [(*key, position) for key, position in places.items()]
+        if not asked:
+            return {}
+        with translated("looking events up by position"):
+            found = await self._pool.fetch(_SQL["event_ids"], *map(list, zip(*asked, strict=True)))
+        return {(row["topic"], row["shard"]): str(row["event_id"]) for row in found}
 
 
 class PostgresStateStore:
@@ -62,11 +104,21 @@ class PostgresStateStore:
 
     async def begin(self, fingerprint: str, namespace: str | None = None) -> Generation:
         await self.sweep()
-        with translated("starting a generation"):
-            row = None
-            while row is None:  # ends at the second turn: then there is a live one to build beside
-                row = await self._pool.fetchrow(_SQL["begin"], fingerprint, namespace)
-        return _generation(row)
+        begun: Generation | None = None
+        try:
+            with translated("starting a generation"):
+                async with self._pool.acquire() as connection, connection.transaction():
+                    row = None
+                    while row is None:  # ends at the second turn: then there is a live one to build beside
+                        row = await connection.fetchrow(_SQL["begin"], fingerprint, namespace)
+                    begun = _generation(row)
+                    await _start_from_base(connection, begun)
+        except BaseException:
+            if begun is not None:  # the commit may have been made, and nobody would know of it
+                with suppress(ServiceUnavailable):
+                    await self.discard(begun)
+            raise
+        return begun
 
     async def positions(self, generation: Generation) -> dict[ShardKey, Head]:
         with translated("reading positions"):
@@ -114,6 +166,7 @@ class PostgresStateStore:
                         return False  # another rebuild was swapped in while we waited
                     async with asyncio.timeout(FINISH_TIMEOUT_S):
                         await finish(await _positions(connection, _generation(row)))
+                await connection.execute(_SQL["join_generations"])
                 held = {row["generation"]: row for row in await connection.fetch(_SQL["hold_generations_alone"])}
                 live = next((number for number, row in held.items() if row["status"] == "live"), None)
                 if live is None or live == building.number or building.number not in held:
@@ -140,10 +193,16 @@ class PostgresStateStore:
                     await _clear(connection, _generation(row))
 
     async def rows(
-        self, aggregation_type: str | None, namespace: str | None = None, *, fingerprint: str | None = None
+        self,
+        aggregation_type: str | None,
+        namespace: str | None = None,
+        *,
+        fingerprint: str | None = None,
+        visible: Visible = EVERYTHING,
     ) -> State:
         with translated("reading the state"):
-            found = await self._pool.fetch(_SQL["rows"], aggregation_type, namespace, fingerprint)
+            async with seeing(self._pool, None if visible == EVERYTHING else visible) as connection:
+                found = await connection.fetch(_SQL["rows"], aggregation_type, namespace, fingerprint)
         if found and not found[0]["ours"]:
             raise foreign_state(found[0]["live"])
         return {
@@ -153,8 +212,37 @@ class PostgresStateStore:
         }
 
 
+def groupings_of(generation: Generation) -> Groupings:
+    """Return the groupings that a generation is folded by, as its fingerprint tells them."""
+    return msgspec.json.decode(generation.fingerprint, type=Groupings)
+
+
+def _told(groupings: Groupings) -> str:
+    bounds = ", ".join(map(str, groupings.size_bounds))
+    more = {"size_bucket": f" at {bounds} bytes", "time_window": f" of {groupings.window_ms} ms"}
+    return ", ".join(name + more.get(name, "") for name in groupings.names())
+
+
 def _generation(row: rows.Row) -> Generation:
     return Generation(row["generation"], row["fingerprint"], row["namespace"])
+
+
+async def _start_from_base(connection: Connection, begun: Generation) -> None:
+    """Give a new generation what retention folded, which the log does not have any more."""
+    row = await connection.fetchrow(_SQL["base"])
+    if row is None:
+        return
+    base = _generation(row)
+    if base.fingerprint != begun.fingerprint:
+        raise ForeignState(
+            "the events that retention deleted are kept as totals, which another reducer contract folded "
+            f"({_told(groupings_of(base))}): start this process with that contract; by this one only a backup "
+            "from before can be folded",
+            generation=base.number,
+        )
+    await connection.execute(_SQL["copy_state"], base.number, begun.number, begun.namespace, timeout=LONG_TIMEOUT_S)
+    await connection.execute(_SQL["copy_positions"], base.consumer, begun.consumer)
+    await connection.execute(_SQL["copy_letters"], begun.number, begun.namespace)
 
 
 async def _replace(connection: Connection, live: Generation, building: Generation) -> None:

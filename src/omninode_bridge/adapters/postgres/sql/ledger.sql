@@ -30,7 +30,7 @@ UPDATE log_heads SET position = $5, event_id = $6
 WHERE topic = $1 AND shard = $2 AND position = $3 AND event_id = $4
 
 -- name: latest_stamps
--- Read outside the writing transaction: a version that another writer adds meanwhile is a lost race there.
+-- A version that another writer adds after this was read is a lost race.
 SELECT s.*
 FROM unnest($1::bytea[]) AS k (path_hash)
 CROSS JOIN LATERAL (
@@ -38,15 +38,34 @@ CROSS JOIN LATERAL (
 ) AS s
 
 -- name: workflows
-SELECT f.*
+SELECT f.*, i.fence, i.attempts, i.available_at, i.worker,
+    i.error_code AS attempt_error_code, i.error_message AS attempt_error_message
 FROM unnest($1::text[], $2::uuid[]) AS k (namespace, workflow_id)
 JOIN fsm_states AS f ON f.workflow_id = k.workflow_id AND f.namespace = k.namespace
+LEFT JOIN workflow_inputs AS i ON i.workflow_id = k.workflow_id AND i.namespace = k.namespace
 
 -- name: stamps_by_id
 SELECT s.* FROM unnest($1::uuid[]) AS k (stamp_id) JOIN metadata_stamps AS s ON s.stamp_id = k.stamp_id
 
 -- name: insert_workflows
 INSERT INTO fsm_states SELECT * FROM unnest($1::fsm_states[])
+
+-- name: insert_inputs
+INSERT INTO workflow_inputs (workflow_id, namespace, request, content)
+SELECT workflow_id, namespace, request, content FROM unnest($1::workflow_inputs[])
+
+-- name: delete_inputs
+-- Before the workflows' own rows, as whoever leases them takes both.
+DELETE FROM workflow_inputs AS i
+USING unnest($1::uuid[], $2::text[], $3::bigint[]) AS k (workflow_id, namespace, fence)
+WHERE i.workflow_id = k.workflow_id AND i.namespace = k.namespace AND i.fence = k.fence
+
+-- name: end_workflows
+UPDATE fsm_states AS f SET
+    state = e.state, history = e.history, stamp_id = e.stamp_id, deduplicated = e.deduplicated,
+    step = e.step, error_code = e.error_code, error_message = e.error_message
+FROM unnest($1::fsm_states[]) AS e
+WHERE f.workflow_id = e.workflow_id AND f.namespace = e.namespace
 
 -- name: insert_stamps
 INSERT INTO metadata_stamps SELECT * FROM unnest($1::metadata_stamps[])

@@ -11,9 +11,49 @@ SELECT s.*
 FROM (SELECT DISTINCT unnest($3::text[]) AS namespace) AS n
 CROSS JOIN LATERAL (
     SELECT * FROM metadata_stamps AS m
-    WHERE m.digest = $1 AND m.namespace = n.namespace ORDER BY m.stamp_id DESC LIMIT $2
+    WHERE m.digest = $1 AND m.namespace COLLATE "C" = n.namespace ORDER BY m.stamp_id DESC LIMIT $2
 ) AS s
 ORDER BY s.stamp_id DESC LIMIT $2
+
+-- name: by_hash_matching
+-- Of the namespaces named, and of those with certain beginnings: each is a range of the index, and other tenants'
+-- stamps are not met. No character of a namespace comes after "z".
+SELECT DISTINCT ON (s.stamp_id) s.*
+FROM (
+    SELECT name AS low, name AS high FROM unnest($3::text[]) AS n (name)
+    UNION ALL SELECT beginning, beginning || '~' FROM unnest($4::text[]) AS b (beginning)
+) AS ranges
+CROSS JOIN LATERAL (
+    SELECT * FROM metadata_stamps AS m
+    WHERE m.digest = $1 AND m.namespace COLLATE "C" BETWEEN ranges.low AND ranges.high
+    ORDER BY m.stamp_id DESC LIMIT $2
+) AS s
+ORDER BY s.stamp_id DESC LIMIT $2
+
+-- name: stamps_of_namespace
+SELECT * FROM metadata_stamps WHERE namespace = convert_from($1::bytea, 'UTF8') AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+
+-- name: stamps_of_path
+SELECT * FROM metadata_stamps WHERE path_hash = $1 AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+
+-- name: stamps_of_digest
+SELECT * FROM metadata_stamps
+WHERE digest = $1 AND namespace COLLATE "C" = $4 AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+
+-- name: page
+-- Newest first, from a stamp on. A filter looks through a bounded number of rows; the first row tells how far it came.
+WITH walked AS MATERIALIZED ({source}), matching AS (
+    SELECT * FROM walked
+    WHERE namespace = $4 AND ($6::text IS NULL OR content_type = $6) AND ($7::text IS NULL OR stamped_by = $7)
+        AND ($8::text IS NULL OR digest_origin = $8)
+        AND ($9::timestamptz IS NULL OR completed_at >= $9) AND ($10::timestamptz IS NULL OR completed_at < $10)
+        AND ($11::bytea IS NULL OR digest = $11)
+    ORDER BY stamp_id DESC LIMIT $5
+)
+SELECT w.walked, w.last_walked, m.*
+FROM (SELECT count(*) AS walked, (SELECT stamp_id FROM walked ORDER BY stamp_id LIMIT 1) AS last_walked FROM walked) AS w
+LEFT JOIN matching AS m ON true
+ORDER BY m.stamp_id DESC
 
 -- name: by_id
 SELECT * FROM metadata_stamps WHERE stamp_id = $1
@@ -31,7 +71,10 @@ WHERE s.namespace = $1 AND ($2::text IS NULL OR starts_with(s.file_path, $2))
 ORDER BY s.file_path COLLATE "C", s.version DESC
 
 -- name: workflow
-SELECT * FROM fsm_states WHERE workflow_id = $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY namespace
+SELECT f.*, i.fence, i.attempts, i.available_at, i.worker,
+    i.error_code AS attempt_error_code, i.error_message AS attempt_error_message
+FROM fsm_states AS f LEFT JOIN workflow_inputs AS i USING (workflow_id, namespace)
+WHERE f.workflow_id = $1 AND ($2::text IS NULL OR f.namespace = $2) ORDER BY f.namespace
 
 -- name: counted_workflows
 -- A page of the index fsm_states_counted, from a key on. The bounds are in this form so that a plan made for any

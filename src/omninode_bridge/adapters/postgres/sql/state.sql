@@ -11,6 +11,30 @@ FROM (SELECT EXISTS (SELECT FROM state_generations WHERE status = 'live') AS liv
 ON CONFLICT DO NOTHING
 RETURNING generation, fingerprint, namespace
 
+-- name: base
+-- What retention folded, which every generation begins with.
+SELECT generation, fingerprint, namespace FROM state_generations WHERE status = 'base'
+
+-- name: copy_state
+INSERT INTO bridge_state
+SELECT $2, namespace, aggregation_type, group_key, total_stamps, failed, total_size_bytes, processing_time_us_sum,
+    processing_time_us_min, processing_time_us_max, first_at, first_event_id, last_at, last_event_id
+FROM bridge_state WHERE generation = $1 AND ($3::text IS NULL OR namespace = $3)
+
+-- name: copy_positions
+INSERT INTO consumer_positions (consumer, topic, shard, position, event_id)
+SELECT $2, topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
+
+-- name: copy_letters
+-- Of records that are gone: no folding will read them again, and the base lacks them too.
+INSERT INTO dead_letters
+    (generation, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason, status)
+SELECT $1, l.topic, l.shard, l.position, l.event_id, l.previous_id, l.namespace, l.workflow_id, l.body, l.reason, l.status
+FROM dead_letters AS l
+JOIN state_generations AS g ON g.generation = l.generation AND g.status = 'live'
+JOIN log_heads AS h ON h.topic = l.topic AND h.shard = l.shard AND l.position <= h.floor
+WHERE l.status IN ('open', 'discarded') AND l.generation <> $1 AND ($2::text IS NULL OR l.namespace = $2)
+
 -- name: positions
 SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
 
@@ -91,8 +115,12 @@ DELETE FROM dead_letters WHERE generation = $1
 -- Reducers of the live generation wait from here on; those of the one being built do not.
 SELECT generation, fingerprint, namespace FROM state_generations WHERE status = 'live' FOR UPDATE
 
+-- name: join_generations
+-- Upkeep, which takes this table for itself, waits for a swap under way or comes before it.
+LOCK TABLE state_generations IN ROW EXCLUSIVE MODE
+
 -- name: hold_generations_alone
-SELECT generation, status, fingerprint FROM state_generations WHERE status <> 'retired' ORDER BY generation FOR UPDATE
+SELECT generation, status, fingerprint FROM state_generations WHERE status IN ('live', 'building') ORDER BY generation FOR UPDATE
 
 -- name: retire
 UPDATE state_generations SET status = 'retired' WHERE generation = $1
@@ -145,3 +173,33 @@ FROM (
 ) AS taken
 WHERE bytes <= $5 OR bytes = octet_length(body)
 ORDER BY turn, n
+
+-- name: extents
+SELECT topic, shard, floor, position, event_id FROM log_heads WHERE position > 0
+
+-- name: look
+-- As `read_log`, between two positions of each shard. A row without an event is a shard whose floor is beyond the start
+-- of its window: told by the statement that reads the records, because retention may come between two statements.
+WITH k AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
+        AS k (topic, shard, after, until, n)
+), seen AS (
+    SELECT e.*, k.n, sum(octet_length(e.body)) OVER (ORDER BY e.turn, k.n) AS bytes, count(*) OVER () AS found
+    FROM k CROSS JOIN LATERAL (
+        SELECT l.*, l.position - k.after AS turn FROM event_log AS l
+        WHERE l.topic = k.topic AND l.shard = k.shard AND l.position > k.after AND l.position <= k.until
+        ORDER BY l.position LIMIT $5
+    ) AS e
+)
+SELECT h.topic, h.shard, h.floor AS position, NULL::uuid AS event_id, NULL::uuid AS previous_id,
+    NULL::text AS namespace, NULL::uuid AS workflow_id, NULL::bytea AS body, 0 AS found, -1 AS turn, 0 AS n
+FROM log_heads AS h JOIN k ON k.topic = h.topic AND k.shard = h.shard WHERE h.floor > k.after
+UNION ALL
+SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body, found, turn, n
+FROM seen WHERE bytes <= $6 OR bytes = octet_length(body)
+ORDER BY turn, n LIMIT $5
+
+-- name: event_ids
+SELECT l.topic, l.shard, l.event_id
+FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS k (topic, shard, position)
+JOIN event_log AS l ON l.topic = k.topic AND l.shard = k.shard AND l.position = k.position

@@ -19,11 +19,12 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from omninode_bridge.domain.errors import (
+    AttemptFailed,
     BridgeError,
     ContentUnavailable,
     DataDirectoryError,
@@ -35,7 +36,7 @@ from omninode_bridge.domain.errors import (
     WorkflowFailed,
 )
 from omninode_bridge.domain.names import check_metadata
-from omninode_bridge.domain.recording import Verdict
+from omninode_bridge.domain.recording import Answer
 from omninode_bridge.domain.stamp import (
     Claimed,
     Digest,
@@ -95,7 +96,7 @@ class Execution:
     def state(self) -> str:
         return self._visits[-1].state if self._visits else self._plan.machine.initial
 
-    async def run(self, requests: Sequence[StampRequest]) -> list[Verdict]:
+    async def run(self, requests: Sequence[StampRequest]) -> list[Answer]:
         """Return the answer to each request, in order.
 
         Raises ServiceUnavailable when the ledger is down (nothing is recorded) and OutcomeUnknown when it can't
@@ -117,16 +118,18 @@ class Execution:
                 await self._analyse(step, requests, digests, knowledge)
             if step.trigger:
                 self._visits = advance(machine, self._visits, step.trigger, self._clock())
-        outcomes = self._outcomes(requests, digests, knowledge, failed)
-        answers = await self._record(self._plan.steps[-1], outcomes) if outcomes else []
-        if len(outcomes) < len(requests):
-            recorded = iter(answers)
-            answers = [digest if isinstance(digest, ContentUnavailable) else next(recorded) for digest in digests]
-        for index, failure in failed.items():
-            answer = answers[index]
-            if isinstance(answer, WorkflowFailed):
-                answer.__cause__ = failure.error
-        return answers
+        answers: list[Answer | None] = [
+            digest if isinstance(digest, ContentUnavailable) else self._again(request, failed.get(index))
+            for index, (request, digest) in enumerate(zip(requests, digests, strict=True))
+        ]
+        ending = [index for index, answer in enumerate(answers) if answer is None]
+        outcomes = [self._outcome(i, requests[i], digests[i], knowledge, failed) for i in ending]
+        recorded = await self._record(self._plan.steps[-1], outcomes) if outcomes else []
+        for index, answer in zip(ending, recorded, strict=True):
+            answers[index] = answer
+            if isinstance(answer, WorkflowFailed) and index in failed:
+                answer.__cause__ = failed[index].error
+        return cast("list[Answer]", answers)
 
     async def _hash(
         self,
@@ -184,35 +187,51 @@ class Execution:
         self._counts["intelligence_missing"] += len(wanted) - sum(data is not None for data in known.values())
         knowledge.update(known)
 
-    def _outcomes(
+    def _again(self, request: StampRequest, failed: _Failed | None) -> AttemptFailed | None:
+        """Return the answer to an accepted workflow that is to be tried again; None to what ends now."""
+        if failed is None or request.lease is None or request.lease.last:
+            return None
+        code, message = _described(failed)
+        return AttemptFailed(message, step=failed.step.name, error_code=code)
+
+    def _outcome(
         self,
-        requests: Sequence[StampRequest],
-        digests: Sequence[Digest | ContentUnavailable | None],
+        index: int,
+        asked: StampRequest,
+        digest: Digest | ContentUnavailable | None,
         knowledge: dict[int, dict[str, Any] | None],
         failed: dict[int, _Failed],
-    ) -> list[Outcome]:
-        visits, outcomes = self._visits, list[Outcome]()
-        for index, (asked, digest) in enumerate(zip(requests, digests, strict=True)):
-            if isinstance(digest, Digest):
-                # Bytes in memory are not needed any more, and may have to wait for their commit.
-                held = isinstance(asked.content, Inline)
-                request = msgspec.structs.replace(asked, content=Streamed(digest)) if held else asked
-                # A digest that was claimed took no step; the stamp itself is one.
-                executed = (1 if digest.origin == "claimed" else 2) + (index in knowledge)
-                outcomes.append(
-                    Draft(
-                        request=request,
-                        digest=digest,
-                        visits=visits,
-                        intelligence=knowledge.get(index),
-                        steps_executed=executed,
-                    )
-                )
-            elif digest is None:
-                outcomes.append(_failure(asked, failed[index]))
-        return outcomes
+    ) -> Outcome:
+        if not isinstance(digest, Digest):
+            return self._failure(asked, failed[index])
+        # Bytes in memory are not needed any more, and may have to wait for their commit.
+        held = isinstance(asked.content, Inline)
+        return Draft(
+            request=msgspec.structs.replace(asked, content=Streamed(digest)) if held else asked,
+            digest=digest,
+            visits=self._visited(asked, self._visits),
+            intelligence=knowledge.get(index),
+            # A digest that was claimed took no step; the stamp itself is one.
+            steps_executed=(1 if digest.origin == "claimed" else 2) + (index in knowledge),
+        )
 
-    async def _record(self, step: Step, outcomes: list[Outcome]) -> list[Verdict]:
+    def _failure(self, request: StampRequest, failed: _Failed) -> Failure:
+        code, message = _described(failed)
+        return Failure(
+            request=request,
+            visits=self._visited(request, failed.visits),
+            step=failed.step.name,
+            error_code=code,
+            error_message=message,
+        )
+
+    def _visited(self, request: StampRequest, visits: tuple[Visit, ...]) -> tuple[Visit, ...]:
+        """Return a workflow's history: one that was accepted before began, and was started, at times of its own."""
+        if request.lease is None:
+            return visits
+        return request.lease.visits + visits[1 + len(self._plan.start) :]
+
+    async def _record(self, step: Step, outcomes: list[Outcome]) -> list[Answer]:
         """Run the `stamp` step.
 
         Repeated is only what certainly left nothing behind: the ledger says ServiceUnavailable then. It marks the
@@ -222,10 +241,12 @@ class Execution:
         """
         attempts = 0
 
-        async def record() -> list[Verdict]:
+        async def record() -> list[Answer]:
             nonlocal attempts
             attempts += 1
-            return await self._ledger.record(outcomes if attempts == 1 else [_known(outcome) for outcome in outcomes])
+            again = attempts > 1
+            # No acceptance is among them, so that no verdict is a workflow.
+            return cast("list[Answer]", await self._ledger.record([_known(o) for o in outcomes] if again else outcomes))
 
         try:
             # The deadline of the steps before it must not keep a failed workflow from being recorded.
@@ -293,7 +314,8 @@ def _storable(data: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
 
 
-def _failure(request: StampRequest, failed: _Failed) -> Failure:
+def _described(failed: _Failed) -> tuple[str, str]:
+    """Return the code and the message by which a step's failure is recorded."""
     step, error = failed.step, failed.error
     if isinstance(error, BridgeError):
         code, message = error.code, error.message
@@ -301,10 +323,4 @@ def _failure(request: StampRequest, failed: _Failed) -> Failure:
         code, message = TIMEOUT_CODE, str(error) or f"no answer within {step.timeout_ms} ms"
     else:
         code, message = STEP_FAILED_CODE, f"{type(error).__name__}: {error}"
-    return Failure(
-        request=request,
-        visits=failed.visits,
-        step=step.name,
-        error_code=code,
-        error_message=message.replace("\0", "")[:ERROR_MESSAGE_CHARACTERS_MAX],
-    )
+    return code, message.replace("\0", "")[:ERROR_MESSAGE_CHARACTERS_MAX]

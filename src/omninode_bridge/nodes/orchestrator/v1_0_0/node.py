@@ -33,15 +33,16 @@ from omnibase_core.models.orchestrator import ModelOrchestratorOutput
 from omnibase_core.models.orchestrator.model_orchestrator_input import ModelOrchestratorInput
 from omnibase_core.nodes.node_orchestrator import NodeOrchestrator
 
-from omninode_bridge.domain.errors import BridgeError, LimitExceeded, WorkflowFailed
+from omninode_bridge.domain.errors import AttemptFailed, BridgeError, LimitExceeded, WorkflowFailed
 from omninode_bridge.domain.names import (
     check_content_type,
     check_file_path,
     check_metadata,
     check_namespace,
 )
-from omninode_bridge.domain.recording import Verdict
-from omninode_bridge.domain.stamp import Inline, Stamp, StampRequest
+from omninode_bridge.domain.recording import Answer, Workflow
+from omninode_bridge.domain.stamp import Acceptance, Digest, Failure, Inline, Stamp, StampRequest
+from omninode_bridge.domain.workflow import begin
 from omninode_bridge.nodes.container import resolve, resolve_if_any
 from omninode_bridge.nodes.contracts import OrchestratorContract, load_orchestrator
 from omninode_bridge.nodes.onex_errors import onex_error
@@ -55,6 +56,7 @@ from omninode_bridge.ports import Clock, Hasher, IdSource, Intelligence, Ledger
 
 STAMPED_BY_ONEX = "onex"
 _NODE_TYPES = {"compute": EnumNodeType.COMPUTE_GENERIC, "effect": EnumNodeType.EFFECT_GENERIC}
+_NOT_STAMPED: dict[type[BridgeError], str] = {WorkflowFailed: "failed", AttemptFailed: "postponed"}
 # What a stamp asserts about its content, in the order in which people read it.
 _ASSERTED = (
     "stamp_id",
@@ -104,7 +106,7 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
             raise verdict
         return verdict
 
-    async def run_many(self, requests: Sequence[StampRequest]) -> list[Verdict]:
+    async def run_many(self, requests: Sequence[StampRequest]) -> list[Answer]:
         """Return the answer to each of the requests, in order: its stamp, or the error that is its alone.
 
         A content that can't be read is answered by ContentUnavailable, and no workflow is recorded. Raises
@@ -149,6 +151,32 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
         self._count(verdicts, time.perf_counter() - started)
         return verdicts
 
+    async def accept(self, request: StampRequest, digest: Digest) -> Workflow:
+        """Record a workflow that a worker will run, with its content, which must be in memory; `digest` is that of it.
+
+        Returns the workflow as it stands once it is durable, also when it was accepted before. Raises Conflict when
+        the op id was used with another request, ServiceUnavailable as `run_many` does.
+        """
+        ports = await self._resolved()
+        visits = begin(self.bridge_contract.plan.machine, ports.clock())
+        (verdict,) = await ports.ledger.record([Acceptance(request=request, visits=visits, digest=digest)])
+        if isinstance(verdict, BridgeError):
+            raise verdict
+        assert isinstance(verdict, Workflow)
+        return verdict
+
+    async def give_up(self, request: StampRequest, *, code: str, message: str) -> Answer:
+        """End an accepted workflow, which is held by its lease, as failed in its last step."""
+        assert request.lease is not None
+        ports = await self._resolved()
+        step = self.bridge_contract.plan.steps[-1].name
+        failure = Failure(
+            request=request, visits=request.lease.visits, step=step, error_code=code, error_message=message
+        )
+        (verdict,) = await ports.ledger.record([failure])
+        assert not isinstance(verdict, Workflow)
+        return verdict
+
     async def execute_stamping_workflow(self, request: ModelStampRequestInput) -> ModelStampResponseOutput:
         """Stamp one content. Raises ModelOnexError, from the bridge's own error.
 
@@ -186,7 +214,16 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
     def get_stamping_metrics(self) -> dict[str, int | float]:
         """Return this node's counters since it was made, and the time its batches took, in milliseconds."""
         counts = self._counts
-        names = ("batches", "requests", "stamped", "deduplicated", "failed", "refused", "requests_unanswered")
+        names = (
+            "batches",
+            "requests",
+            "stamped",
+            "deduplicated",
+            "failed",
+            "postponed",
+            "refused",
+            "requests_unanswered",
+        )
         return {
             **{name: counts[name] for name in (*names, "retries", "intelligence_missing", "slow_batches")},
             "batch_time_ms_sum": self._busy_s * 1000,
@@ -215,7 +252,7 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
             )
         return self._ports
 
-    def _count(self, verdicts: Sequence[Verdict], took_s: float) -> None:
+    def _count(self, verdicts: Sequence[Answer], took_s: float) -> None:
         counts = self._counts
         counts["batches"] += 1
         counts["requests"] += len(verdicts)
@@ -223,7 +260,7 @@ class NodeBridgeOrchestrator(NodeOrchestrator):
             if isinstance(verdict, Stamp):
                 counts["deduplicated" if verdict.deduplicated else "stamped"] += 1
             else:
-                counts["failed" if isinstance(verdict, WorkflowFailed) else "refused"] += 1
+                counts[_NOT_STAMPED.get(type(verdict), "refused")] += 1
         counts["slow_batches"] += took_s * 1000 > self.bridge_contract.slow_ms
         self._busy_s += took_s
         self._longest_s = max(self._longest_s, took_s)

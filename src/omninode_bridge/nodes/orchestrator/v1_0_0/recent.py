@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from omninode_bridge.domain.errors import WorkflowFailed
-from omninode_bridge.domain.recording import Verdict
+from omninode_bridge.domain.recording import Answer
 from omninode_bridge.domain.stamp import Stamp
 from omninode_bridge.nodes.contract_machine import Fsm
 from omninode_bridge.nodes.orchestrator.v1_0_0.execution import Execution
@@ -40,7 +40,7 @@ class RecentStates:
             if running.get(name) is execution:
                 del running[name]
 
-    def remember(self, ids: Sequence[str], verdicts: Sequence[Verdict]) -> None:
+    def remember(self, ids: Sequence[str], verdicts: Sequence[Answer]) -> None:
         """Keep how the workflows ended. What was refused has no workflow, or is another request's."""
         completed, failed = EnumWorkflowState.COMPLETED, EnumWorkflowState.FAILED
         ended = {

@@ -1,0 +1,29 @@
+"""How accepted workflows are run: `config.queue` of the orchestrator's contract.
+
+Refused: a lease so short that a pause of the machine would hand living work to another, or so long that a dead
+worker's work waits for an hour; and a number of attempts or of workflows that means nothing.
+"""
+
+from __future__ import annotations
+
+from omninode_bridge.domain.workflow import Queue
+from omninode_bridge.nodes.contract_reading import Problem, join, unknown_keys
+
+_PATH = "config.queue"
+_BOUNDS = {"lease_ms": (1000, 3_600_000), "attempts_max": (1, 100), "in_flight_max": (1, 1024)}
+
+
+def compile_queue(raw: object, found: list[Problem]) -> Queue | None:
+    """Return what a contract says of the queue; None, after adding what is wrong with it."""
+    if not isinstance(raw, dict):
+        found.append(Problem(_PATH, f"is missing: say {', '.join(_BOUNDS)}"))
+        return None
+    found.extend(unknown_keys(raw, _PATH, tuple(_BOUNDS)))
+    values = {}
+    for name, (least, most) in _BOUNDS.items():
+        value = raw.get(name)
+        if type(value) is not int or not least <= value <= most:
+            found.append(Problem(join(_PATH, name), f"must be a whole number from {least} to {most}"))
+            return None
+        values[name] = value
+    return Queue(values["lease_ms"] / 1000, values["attempts_max"], values["in_flight_max"])
