@@ -93,15 +93,17 @@ class WorkQueue(Protocol):
         ...
 
     async def release(
-        self, request: StampRequest, *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
+        self, held: Sequence[StampRequest], *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
     ) -> None:
-        """Give a workflow back, to be taken again after `delay_s`; `counts`: the attempt was one of the workflow's own.
+        """Give workflows back, to be taken again after `delay_s`; `counts`: the attempt was one of their own.
 
         The error is kept, for whoever asks why the workflow is where it is.
 
-        Nothing happens when the lease is not held any more.
+        Nothing happens where the lease is not held any more.
         """
         ...
+
+    async def size(self) -> tuple[int, int]: ...  # accepted workflows that have not ended, and bytes of their contents
 
     async def depth(self) -> tuple[int, float]:
         """Return how many accepted workflows have not ended, and for how long the oldest waits, in seconds."""

@@ -40,6 +40,7 @@ async def test_an_accepted_workflow_waits_in_its_first_state_and_makes_no_event(
     assert await storage.whole_log() == {}
     waiting, oldest_s = await storage.queue.depth()
     assert waiting == 1 and oldest_s >= 0
+    assert await storage.queue.size() == (1, 1)
 
 
 async def test_a_worker_gets_the_request_as_it_was_accepted_and_moves_it_on(storage: Storage) -> None:
@@ -95,7 +96,7 @@ async def test_a_worker_whose_lease_was_taken_over_changes_nothing(storage: Stor
     (quick,) = await claim(storage.queue, "quick")
     (verdict,) = await storage.rival.record([leased_draft(slow)])
     assert isinstance(verdict, LeaseLost)
-    await storage.queue.release(slow, delay_s=0)
+    await storage.queue.release([slow], delay_s=0)
     assert await claim(storage.queue) == []
     stamp = stamped((await storage.ledger.record([leased_draft(quick)]))[0])
     (late,) = await storage.rival.record([leased_draft(slow)])
@@ -133,7 +134,7 @@ async def test_what_is_given_back_can_be_taken_again_and_says_why_it_failed(stor
         (held,) = await claim(storage.queue)
         assert held.lease and held.lease.attempt == attempt
         assert held.lease.last is (attempt == PLAN.queue.attempts_max)
-        await storage.queue.release(held, delay_s=0, error=error)
+        await storage.queue.release([held], delay_s=0, error=error)
         await storage.queue.renew([held], LEASE_S)  # a renewal that was under way comes too late
         prior = await found(storage, workflow.workflow_id)
         assert prior.waiting is not None and prior.waiting.worker is None
@@ -145,8 +146,8 @@ async def test_what_is_given_back_can_be_taken_again_and_says_why_it_failed(stor
 async def test_an_attempt_that_was_cut_short_is_not_counted_but_its_lease_is_void(storage: Storage) -> None:
     await accepted(storage, acceptance("a"))
     (first,) = await claim(storage.queue)
-    await storage.queue.release(first, delay_s=0, counts=False)
-    await storage.queue.release(first, delay_s=0, counts=False)
+    await storage.queue.release([first], delay_s=0, counts=False)
+    await storage.queue.release([first], delay_s=0, counts=False)
     (second,) = await claim(storage.queue)
     assert second.lease and (second.lease.attempt, second.lease.fence) == (1, 2)
 
@@ -154,7 +155,7 @@ async def test_an_attempt_that_was_cut_short_is_not_counted_but_its_lease_is_voi
 async def test_what_is_given_back_for_later_comes_later(storage: Storage) -> None:
     await accepted(storage, acceptance("a"))
     (held,) = await claim(storage.queue)
-    await storage.queue.release(held, delay_s=LEASE_S)
+    await storage.queue.release([held], delay_s=LEASE_S)
     assert await claim(storage.queue) == []
 
 

@@ -10,10 +10,17 @@ from schemathesis.core.parameters import ParameterLocation
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Let right requests be right, and wrong JSON wrong: with `file_path` in the query the body is raw."""
-    if case.path not in ("/stamp", "/workflows") or case.meta is None:
+    """Let right requests be right, and wrong JSON wrong: with `file_path` in the query the body is raw.
+
+    And a cursor is nothing that one could make up.
+    """
+    if case.meta is None:
         return
     right = case.meta.generation.mode.is_positive
+    if right and case.query:
+        case.query = {name: value for name, value in case.query.items() if name != "cursor"}
+    if case.path not in ("/stamp", "/workflows"):
+        return
     body = case.meta.components.get(ParameterLocation.BODY)
     if case.media_type == "application/json" and (right or (body is not None and body.mode.is_negative)):
         case.query = {}

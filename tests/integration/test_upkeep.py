@@ -303,7 +303,7 @@ async def test_a_worker_whose_workflow_was_erased_changes_nothing(books: Books) 
     assert isinstance(lost, LeaseLost)
     assert not isinstance(ended, BridgeError)
     await queue.renew([held[GONE]], 60)
-    await queue.release(held[GONE], delay_s=0)
+    await queue.release([held[GONE]], delay_s=0)
     assert await all_of(books, GONE) == {}
     await books.balance()
 

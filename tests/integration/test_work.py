@@ -4,13 +4,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from omninode_bridge.app.bootstrap import connect
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
+from omninode_bridge.domain.errors import Overloaded
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Inline
 from tests.integration.books import Books, eventually
+from tests.load.fleet import CONTRACT
 from tests.making import NAMESPACE
 from tests.services import Service, hang
 
@@ -86,10 +91,14 @@ async def test_the_same_bytes_accepted_twice_are_one_stamp_and_two_answers(datab
 
 
 async def test_without_a_stamping_service_a_workflow_fails_for_good_after_the_contracts_attempts(
-    database_url: str,
+    database_url: str, tmp_path: Path
 ) -> None:
     nobody = f"http://127.0.0.1:{closed_port()}"
-    async with process(database_url, "all", stamping_urls=[nobody]) as bridge:
+    hasty = tmp_path / "orchestrator.yaml"
+    pauses = "pause_base_ms: 1000, pause_max_ms: 60000"
+    assert pauses in CONTRACT.read_text()
+    hasty.write_text(CONTRACT.read_text().replace(pauses, "pause_base_ms: 1, pause_max_ms: 10"))
+    async with process(database_url, "all", stamping_urls=[nobody], orchestrator_contract=hasty) as bridge:
         (prior,) = await ended(bridge, await accept(bridge, "a"))
         workflow = prior.workflow
         assert (workflow.state, workflow.step, workflow.error_code) == ("failed", "hash", "stamping_unavailable")
@@ -121,7 +130,7 @@ async def test_a_worker_that_is_stopped_gives_its_work_back_at_once_and_uncounte
 async def test_work_whose_workers_died_again_and_again_ends_as_failed(database_url: str, books: Books) -> None:
     async with process(database_url, "api") as api:
         name = await accept(api, "a")
-        await books.pool.execute("UPDATE workflow_inputs SET attempts = 5, fence = 5, worker = 'dead'")
+        await books.pool.execute("UPDATE workflow_inputs SET attempts = 8, fence = 8, worker = 'dead'")
         async with process(database_url, "orchestrator"):
             (prior,) = await ended(api, name)
         assert (prior.workflow.state, prior.workflow.error_code) == ("failed", "attempts_exhausted")
@@ -132,6 +141,7 @@ async def test_what_the_ledger_refuses_for_its_content_ends_as_failed(database_u
     async with process(database_url, "api") as api:
         name = await accept(api, "a")
         await books.pool.execute("ALTER TABLE metadata_stamps ADD CONSTRAINT no_a CHECK (file_path <> 'a')")
+        await books.pool.execute("UPDATE workflow_inputs SET attempts = 7")
         async with process(database_url, "orchestrator"):
             fine = await accept(api, "b")
             refused, stamped = await ended(api, name, fine)
@@ -162,3 +172,42 @@ async def _accepted(bridge: Bridge, path: str) -> bool:
     except Exception:
         return False
     return True
+
+
+async def test_an_input_that_cannot_be_read_holds_up_no_other_and_ends_as_failed(
+    database_url: str, books: Books
+) -> None:
+    async with process(database_url, "api") as api:
+        broken, fine = await accept(api, "a"), await accept(api, "b")
+        await books.pool.execute(
+            "UPDATE workflow_inputs SET request = '{}', attempts = 7 WHERE workflow_id = $1", broken
+        )
+        async with process(database_url, "orchestrator"):
+            await ended(api, fine)
+
+            async def is_due_again() -> bool:
+                done = await books.pool.execute(
+                    "UPDATE workflow_inputs SET available_at = now() WHERE workflow_id = $1 AND attempts = 8", broken
+                )
+                return str(done) == "UPDATE 1"
+
+            await eventually(is_due_again, "the broken one was taken once more")
+            (prior,) = await ended(api, broken)
+        assert (prior.workflow.state, prior.workflow.error_code) == ("failed", "attempts_exhausted")
+        await balanced(api, 1, failed=1)
+
+
+async def test_more_than_may_wait_is_refused_and_accepted_when_there_is_room(database_url: str) -> None:
+    async with process(database_url, "api", workflows_waiting_max=3) as api:
+        ids = [await accept(api, f"{n}") for n in range(3)]
+        with pytest.raises(Overloaded, match="3 accepted workflows"):
+            await accept(api, "more")
+        async with process(database_url, "orchestrator"):
+            await ended(api, *ids)
+            await eventually(lambda: _accepted(api, "more"), "there is room again")
+            await eventually(lambda: _all_over(api), "the last has ended")
+        await balanced(api, 4)
+
+
+async def _all_over(bridge: Bridge) -> bool:
+    return (await bridge.state(NAMESPACE)).total_stamps == 4

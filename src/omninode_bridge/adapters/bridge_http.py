@@ -32,7 +32,9 @@ from omninode_bridge.domain.errors import (
     NotFound,
     ServiceUnavailable,
     TooManyRequests,
+    Unauthenticated,
 )
+from omninode_bridge.domain.names import canonical_json
 from omninode_bridge.domain.recording import Answer
 from omninode_bridge.domain.stamp import FileFacts, LocalFile, Stamp, StampRequest
 
@@ -45,6 +47,8 @@ BATCH_FILES_MAX = 500
 PIECE_BYTES = 1024**2
 TRIES_S_MAX = 120.0
 """For how long what the server can't do yet is tried again."""
+FIRST_TRIES_S_MAX = 5.0
+"""The same, as long as nothing was ever answered: that is rather a wrong address."""
 PAUSE_S_MAX = 10.0
 REQUEST_TIMEOUT_S = 120.0
 SENDING_AT_ONCE_MAX = 4
@@ -76,6 +80,7 @@ class RemoteBridge:
     def __init__(self, url: str, *, token: str | None = None, tries_s_max: float = TRIES_S_MAX) -> None:
         self._url = _checked(url)
         self._tries_s_max = tries_s_max
+        self._answered = False
         self._sending = asyncio.Semaphore(SENDING_AT_ONCE_MAX)
         self._client = httpx.AsyncClient(
             base_url=self._url,
@@ -105,11 +110,14 @@ class RemoteBridge:
         for index, request in enumerate(requests):
             assert isinstance(request.content, LocalFile)
             (small if request.content.facts.size <= TOGETHER_BYTES_MAX else large).append((index, request))
-        async with asyncio.TaskGroup() as group:
-            for some in _batches(small):
-                group.create_task(self._send_together(some, answers))
-            for index, request in large:
-                group.create_task(self._send_alone(index, request, answers))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for some in _batches(small):
+                    group.create_task(self._send_together(some, answers))
+                for index, request in large:
+                    group.create_task(self._send_alone(index, request, answers))
+        except BaseExceptionGroup as errors_:
+            raise errors_.exceptions[0] from errors_
         return [answers[index] for index in range(len(requests))]
 
     async def _send_together(self, some: list[tuple[int, StampRequest]], answers: dict[int, Answer]) -> None:
@@ -120,24 +128,37 @@ class RemoteBridge:
                     answers[index] = line
                 else:
                     lines[index] = line
+            await self._send_lines(lines, answers)
 
-            async def send() -> BridgeError | None:
-                body = b"".join(lines.values())
-                answer = await self._posted("/stamp/batch", {"content-type": "application/x-ndjson"}, body, {})
-                again: BridgeError | None = None
-                for index, line in zip(list(lines), answer.content.splitlines(), strict=True):
-                    told = _told(line)
-                    if isinstance(told, Forbidden):
-                        raise told  # so it would be for every file
-                    if isinstance(told, ServiceUnavailable | TooManyRequests):
-                        again = told
-                        continue
-                    answers[index] = told
-                    del lines[index]
-                return again
+    async def _send_lines(self, lines: dict[int, bytes], answers: dict[int, Answer]) -> None:
+        """Send a batch; one that is too much for the server is halved, until the offender stands alone."""
 
-            if lines:
-                await self._until_done(send)
+        async def send() -> BridgeError | None:
+            answer = await self._posted(
+                "/stamp/batch", {"content-type": "application/x-ndjson"}, b"".join(lines.values()), {}
+            )
+            again: BridgeError | None = None
+            for index, told in zip(list(lines), _all_told(answer.content, len(lines)), strict=True):
+                if isinstance(told, Forbidden):
+                    raise told  # so it would be for every file
+                if isinstance(told, ServiceUnavailable | TooManyRequests):
+                    again = told
+                    continue
+                answers[index] = told
+                del lines[index]
+            return again
+
+        if not lines:
+            return
+        try:
+            await self._until_done(send)
+        except InvalidInput as error:
+            left = list(lines.items())
+            if len(left) == 1:
+                answers[left[0][0]] = error
+                return
+            for part in (left[: len(left) // 2], left[len(left) // 2 :]):
+                await self._send_lines(dict(part), answers)
 
     async def _send_alone(self, index: int, request: StampRequest, answers: dict[int, Answer]) -> None:
         assert isinstance(request.content, LocalFile)
@@ -154,7 +175,7 @@ class RemoteBridge:
 
         async def send() -> BridgeError | None:
             answer = await self._posted("/stamp", headers, _pieces(file), asked)
-            answers[index] = msgspec.json.decode(answer.content, type=Stamp)
+            (answers[index],) = _all_told(answer.content, 1)
             return None
 
         async with self._sending:
@@ -166,7 +187,7 @@ class RemoteBridge:
     async def _until_done(self, send: Callable[[], Awaitable[BridgeError | None]]) -> None:
         """Call `send` until it leaves nothing to be sent again, for as long as it is worth while."""
         loop = asyncio.get_running_loop()
-        deadline, attempt = loop.time() + self._tries_s_max, 0
+        began, attempt = loop.time(), 0
         while True:
             try:
                 trouble = await send()
@@ -177,7 +198,8 @@ class RemoteBridge:
             asked = trouble.context.get("retry_after_s")
             pause = min(float(asked) if isinstance(asked, int) else 0.2 * 2**attempt, PAUSE_S_MAX)
             pause *= random.uniform(0.75, 1.25)  # noqa: S311 - no secret
-            if loop.time() + pause > deadline or isinstance(trouble, errors.QuotaExceeded):
+            tries_s_max = self._tries_s_max if self._answered else min(self._tries_s_max, FIRST_TRIES_S_MAX)
+            if loop.time() + pause > began + tries_s_max or isinstance(trouble, errors.QuotaExceeded):
                 raise trouble
             attempt += 1
             await asyncio.sleep(pause)
@@ -191,8 +213,15 @@ class RemoteBridge:
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise ServiceUnavailable(f"{self._url} is not reachable ({reason}): check that the bridge runs") from error
+        self._answered = True
         if answer.is_success:
             return answer
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise Unauthenticated(f"{self._url} takes no such token: set BRIDGE_TOKEN to one that is good there")
+        if answer.is_redirect:
+            raise InvalidInput(
+                f"{self._url} sends on to another address: name the bridge's own with --server", field="server"
+            )
         raise _error(answer.content, answer.status_code, answer.headers.get("retry-after", ""))
 
 
@@ -202,8 +231,9 @@ def _checked(url: str) -> str:
     except (httpx.InvalidURL, TypeError) as error:
         raise InvalidInput(f"--server {url!r} is no URL ({error}): use http://host:port", field="server") from error
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+        shown = parsed.copy_with(username="", password="")
         raise InvalidInput(
-            f"--server {parsed.host!r} is no URL of a bridge: use http://host:port (the token goes in BRIDGE_TOKEN)",
+            f"--server {shown!s:.80} is no URL of a bridge: use http://host:port (the token goes in BRIDGE_TOKEN)",
             field="server",
         )
     return str(parsed).rstrip("/")
@@ -215,11 +245,12 @@ def _batches(small: list[tuple[int, StampRequest]]) -> Iterator[list[tuple[int, 
     for entry in small:
         content = entry[1].content
         assert isinstance(content, LocalFile)
-        if batch and (size + content.facts.size > BATCH_BYTES_MAX or len(batch) == BATCH_FILES_MAX):
+        more = content.facts.size + len(canonical_json(entry[1].metadata)) + len(entry[1].file_path)
+        if batch and (size + more > BATCH_BYTES_MAX or len(batch) == BATCH_FILES_MAX):
             yield batch
             batch, size = [], 0
         batch.append(entry)
-        size += content.facts.size
+        size += more
     if batch:
         yield batch
 
@@ -287,6 +318,17 @@ def _require_unchanged(file: LocalFile, now: os.stat_result) -> None:
 
 def _unreadable(file: LocalFile, error: OSError) -> ContentUnavailable:
     return ContentUnavailable(f"{file.path} can't be read: {error.strerror}")
+
+
+def _all_told(body: bytes, count: int) -> list[Answer]:
+    """Return what each line of an answer says."""
+    try:
+        told = [_told(line) for line in body.splitlines()]
+    except msgspec.DecodeError as error:
+        raise ServiceUnavailable(f"what answers there is no bridge ({error}): check the server's address") from error
+    if len(told) != count:
+        raise ServiceUnavailable(f"the server answered {len(told)} of {count} stamps: check what stands between")
+    return told
 
 
 def _told(line: bytes) -> Answer:

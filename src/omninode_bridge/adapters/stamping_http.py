@@ -43,6 +43,7 @@ ANSWER_BYTES_MAX = 16 * 1024
 KEEP_ALIVE_S = 30.0
 """Less than the bridge's own server keeps an idle connection, so that a call does not meet one that is just closing."""
 _ABOUT_THE_CONTENT = frozenset({413, 422})
+_ABOUT_THE_TOKEN = frozenset({401, 403})
 _URL_SETTING = "BRIDGE_STAMPING_URLS"
 
 
@@ -198,10 +199,11 @@ class RemoteHasher:
         if status == httpx.codes.OK:
             return _digest_in(body, len(data))
         told = f"HTTP {status}{_problem_code(body)}"
+        if status in _ABOUT_THE_TOKEN:
+            told += ", set BRIDGE_STAMPING_TOKEN to a token that is good there"
         if status in _ABOUT_THE_CONTENT:
             return ContentUnavailable(
-                f"the stamping service {service.url} refuses a content of {len(data)} bytes ({told}): send less, or "
-                "raise its limits"
+                f"the stamping service refuses a content of {len(data)} bytes ({told}): send less, or raise its limits"
             )
         raise _Failed(told)
 
@@ -211,8 +213,10 @@ class RemoteHasher:
         return httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False, limits=limits)
 
     def _unavailable(self) -> StampingUnavailable:
+        # Callers and events are told of each by its number: where it is, is nobody's business but the operator's.
         now_s = self._now_s()
-        each = "; ".join(f"{service.url}: {service.reason(now_s)}" for service in self._services)
+        reasons = [service.reason(now_s) for service in self._services]
+        each = "; ".join(f"service {number}: {reason}" for number, reason in enumerate(reasons))
         return StampingUnavailable(
             f"no stamping service can be had ({each}): see that one runs and is reached; "
             "a service that is back is found by itself",
@@ -245,9 +249,8 @@ class _Service:
         """Return why a call was not made, or what came of it."""
         if self.breaker.state == "half_open":
             return f"being tried again after {self.trouble}"
-        left_s = self.breaker.probe_at_s - now_s
-        if self.breaker.state == "open" and left_s > 0:
-            return f"{self.trouble}, not asked for another {left_s:.3g} s"
+        if self.breaker.state == "open" and self.breaker.probe_at_s > now_s:
+            return f"{self.trouble}, and not asked again yet"
         return self.trouble
 
     def health(self) -> ServiceHealth:

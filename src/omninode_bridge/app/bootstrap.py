@@ -36,6 +36,7 @@ from omninode_bridge.adapters.streaming import Blake3Stream
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
 from omninode_bridge.app.access import Access
 from omninode_bridge.app.audit import LawFinding, audit
+from omninode_bridge.app.backlog import Backlog
 from omninode_bridge.app.bridge import Bridge, stamp_batches
 from omninode_bridge.app.following import Tail
 from omninode_bridge.app.gather import Gather
@@ -341,6 +342,9 @@ async def _assemble(
                 orchestrator.run_many,
                 items_max=contracts.orchestrator.batch_items_max,
                 hashes_here=not settings.stamping_urls,
+            ),
+            backlog=Backlog(
+                queue, count_max=settings.workflows_waiting_max, bytes_max=settings.workflows_waiting_bytes_max
             ),
             tree=tree,
             query=Query(source, state, reads, projector, groupings, settings.state_timeout_s),

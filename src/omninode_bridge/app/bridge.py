@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from omninode_bridge.app.audit import LawFinding
+from omninode_bridge.app.backlog import Backlog
 from omninode_bridge.app.explaining import WorkflowReport, report
 from omninode_bridge.app.gather import Gather
 from omninode_bridge.app.query import NamespaceState, Query, StateRow
@@ -60,6 +61,7 @@ class Bridge:
         orchestrator: NodeBridgeOrchestrator,
         reducer: NodeBridgeReducer,
         gather: Gather,
+        backlog: Backlog,
         tree: Tree,
         query: Query,
         reads: Reads,
@@ -83,6 +85,7 @@ class Bridge:
         self.access = access
         self.monitor = monitor
         self._gather = gather
+        self._backlog = backlog
         self._tree = tree
         self._guess_content_type = guess_content_type
         self._clock = clock
@@ -125,7 +128,7 @@ class Bridge:
         """Accept a request, whose content is in memory, to be run by a worker; returns once it is durable.
 
         The answer is the workflow as it stands, also when it was accepted before. Raises LimitExceeded for a content
-        over 8 MiB, Conflict, ServiceUnavailable.
+        over 8 MiB, Conflict, Overloaded when too many wait, ServiceUnavailable.
         """
         assert isinstance(request.content, Inline)
         data = request.content.data
@@ -135,6 +138,7 @@ class Bridge:
                 "send it to POST /stamp",
                 field="content",
             )
+        await self._backlog.take(len(data))
         running = self.running_digest()
         running.update(data)
         return await self.orchestrator.accept(request, running.digest())

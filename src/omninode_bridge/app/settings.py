@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     writers: int = Field(2, ge=1, le=64, description="Ledger writers of this process; each owns a shard.")
     group_max: int = Field(1000, ge=1, le=10_000, description="Stamps that share a commit, at most.")
     queue_max: int = Field(20_000, ge=1, description="Stamps that wait for a commit, at most; beyond it: 503.")
+    workflows_waiting_max: int = Field(
+        10_000, ge=1, description="Accepted workflows that wait to be run, at most; beyond it: 503."
+    )
+    workflows_waiting_bytes_max: int = Field(
+        4 * 1024**3, ge=1, description="Bytes of their contents, at most; beyond it: 503."
+    )
     tree_batch_files: int = Field(1000, ge=1, le=10_000, description="Files that are hashed and recorded together.")
     tree_batches_in_flight: int = Field(4, ge=1, le=64, description="Batches of a tree under way at once, at most.")
     body_bytes_max: int = Field(16 * 1024**3, ge=1, description="Largest raw body, in bytes; beyond it: 413.")

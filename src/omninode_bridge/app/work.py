@@ -9,7 +9,8 @@ The rules it keeps:
 1. Nothing is remembered here: a worker that dies leaves leases, which run out, and others take over.
 2. The ledger ends a workflow only under the lease that its row still has. A worker that was too slow changes nothing.
 3. An attempt that PostgreSQL's absence, or the end of this process, cut short is not counted.
-4. What can't be ended otherwise ends as failed, and says why.
+4. One item that can't be ended harms no other. What can't be ended otherwise ends as failed; what even that is refused
+   for (a changed contract, whose machine has no way to fail from there) is given back for later, with the reason.
 """
 
 from __future__ import annotations
@@ -120,56 +121,88 @@ class Worker:
 
     async def _run(self, requests: Sequence[StampRequest]) -> None:
         renewing = asyncio.create_task(self._renew(requests))
-        queue = self._plan.queue
+        open_ = {(request.namespace, request.workflow_id): request for request in requests}
         try:
-            exhausted = [r for r in requests if r.lease and r.lease.attempt > queue.attempts_max]
-            for request in exhausted:
-                await self._give_up(
-                    request,
-                    ATTEMPTS_EXHAUSTED_CODE,
-                    f"{queue.attempts_max} attempts ended without an outcome: their workers died",
-                )
-            going = [request for request in requests if request not in exhausted]
-            for request, answer in zip(going, await self._runner.run_many(going), strict=True):
-                await self._settle(request, answer)
-        except (ServiceUnavailable, asyncio.CancelledError) as error:
-            pause = self._pause_s(1) if isinstance(error, ServiceUnavailable) else 0.0
+            await self._end(requests, open_)
+        except asyncio.CancelledError:
             with suppress(ServiceUnavailable):
-                for request in requests:
-                    await self._queue.release(request, delay_s=pause, counts=False)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+                await self._queue.release(list(open_.values()), delay_s=0.0, counts=False)
+            raise
+        except ServiceUnavailable:
+            await self._give_back(list(open_.values()), counts=False)
+        except Exception:
+            _log.exception("%d accepted workflows are given back", len(open_))
+            await self._give_back(list(open_.values()), counts=True)
         finally:
             renewing.cancel()
+
+    async def _end(self, requests: Sequence[StampRequest], open_: dict[tuple[str, str], StampRequest]) -> None:
+        """Run what is to be run, end what was run too often; take off `open_` what needs nothing more."""
+        attempts_max = self._plan.queue.attempts_max
+        exhausted = [request for request in requests if request.lease and request.lease.attempt > attempts_max]
+        going = [request for request in requests if request not in exhausted]
+        for request, answer in zip(going, await self._runner.run_many(going), strict=True):
+            await self._settle(request, answer)
+            del open_[request.namespace, request.workflow_id]
+        for request in exhausted:
+            message = f"{attempts_max} attempts ended without an outcome"
+            await self._give_up(request, ATTEMPTS_EXHAUSTED_CODE, message)
+            del open_[request.namespace, request.workflow_id]
 
     async def _settle(self, request: StampRequest, answer: Answer) -> None:
         """Do what is left to be done after an attempt: nothing, where the ledger has ended the workflow."""
         assert request.lease is not None
         if isinstance(answer, Stamp | WorkflowFailed | LeaseLost):
             return
-        if isinstance(answer, AttemptFailed):
-            failed = answer
+        if isinstance(answer, ServiceUnavailable):
+            await self._queue.release([request], delay_s=self._pause_s(1), counts=False)
+        elif isinstance(answer, AttemptFailed):
+            await self._queue.release([request], delay_s=self._pause_s(request.lease.attempt), error=answer)
+        elif request.lease.last:
+            await self._give_up(request, answer.code, answer.message)
         else:  # the ledger refused it for its content
-            failed = AttemptFailed(answer.message, step=self._plan.steps[-1].name, error_code=answer.code)
-            if request.lease.last:
-                await self._give_up(request, answer.code, answer.message)
-                return
-        await self._queue.release(request, delay_s=self._pause_s(request.lease.attempt), error=failed)
+            failed = _refused(self._plan, answer)
+            await self._queue.release([request], delay_s=self._pause_s(request.lease.attempt), error=failed)
 
     async def _give_up(self, request: StampRequest, code: str, message: str) -> None:
         answer = await self._runner.give_up(request, code=code, message=message)
-        if isinstance(answer, BridgeError) and not isinstance(answer, WorkflowFailed | LeaseLost):
-            raise answer
+        if isinstance(answer, ServiceUnavailable):
+            await self._queue.release([request], delay_s=self._pause_s(1), counts=False)
+        elif isinstance(answer, BridgeError) and not isinstance(answer, WorkflowFailed | LeaseLost):
+            _log.error("workflow %s can't be ended: %s", request.workflow_id, answer.message)
+            late_s = self._plan.queue.lease_s
+            await self._queue.release([request], delay_s=late_s, error=_refused(self._plan, answer))
+
+    async def _give_back(self, requests: Sequence[StampRequest], *, counts: bool) -> None:
+        """Give workflows back, as soon as PostgreSQL is there. When their leases are over, that is not needed."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + self._plan.queue.lease_s, POLL_S
+        while loop.time() < deadline:
+            try:
+                await self._queue.release(requests, delay_s=self._pause_s(1), counts=counts)
+            except ServiceUnavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, TROUBLE_S_MAX)
+            else:
+                return
 
     async def _renew(self, requests: Sequence[StampRequest]) -> None:
         """Keep the leases while the batch runs; a renewal that fails is tried again at the next turn."""
         lease_s = self._plan.queue.lease_s
         while True:
             await asyncio.sleep(lease_s / 3)
-            with suppress(ServiceUnavailable):
+            try:
                 await self._queue.renew(requests, lease_s)
+            except ServiceUnavailable:
+                pass  # those who run the batch meet the same
+            except Exception:
+                _log.exception("leases could not be renewed")
 
     def _pause_s(self, attempt: int) -> float:
-        retry = self._plan.retry
-        # Full jitter: those who failed together do not come back together.
-        return random.uniform(0, min(retry.max_delay_s, retry.base_delay_s * 2 ** (attempt - 1)))  # noqa: S311 - no secret
+        queue = self._plan.queue
+        # Half of it is chance: those who failed together do not come back together, nor at once.
+        return min(queue.pause_max_s, queue.pause_base_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+
+
+def _refused(plan: Plan, answer: BridgeError) -> AttemptFailed:
+    return AttemptFailed(answer.message, step=plan.steps[-1].name, error_code=answer.code)

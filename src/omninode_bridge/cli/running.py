@@ -152,5 +152,5 @@ def _code(error: BridgeError) -> int:
 def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "omninode-bridge"
-    said = error.format_message().rstrip(".")
+    said = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     return f"{said[:1].lower()}{said[1:]}: see `{command} --help`"

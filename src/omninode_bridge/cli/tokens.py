@@ -58,7 +58,7 @@ def every(json: bool, data_dir: Path | None, database_url: str | None) -> int:
         if json:
             say_json(*(_told(token) | {"status": _status(token, now), "used_today": use} for token, use in found))
         elif found:
-            header = ["name", "status", "scopes", "namespaces", "limits", "used today", "created", "expires"]
+            header = ["NAME", "STATUS", "SCOPES", "NAMESPACES", "LIMITS", "USED TODAY", "CREATED", "EXPIRES"]
             table(header, [_line(token, use, now) for token, use in found])
         else:
             say("there are no tokens: `omninode-bridge token create` makes one")

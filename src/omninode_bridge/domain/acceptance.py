@@ -56,14 +56,16 @@ def unpack(packed: bytes | str, *, workflow_id: str, namespace: str, content: by
 
 
 class _Kept(msgspec.Struct, frozen=True):
+    """A field that is added has a default: what an older program accepted must be read."""
+
     file_path: str
     created_at: datetime
     content_type: str
     metadata: dict[str, Any]
     stamped_by: str
-    enable_intelligence: bool
-    intelligence_context: dict[str, Any]
-    traceparent: str | None
+    enable_intelligence: bool = False
+    intelligence_context: dict[str, Any] = {}
+    traceparent: str | None = None
 
 
 _KEPT = _Kept.__struct_fields__

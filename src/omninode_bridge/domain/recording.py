@@ -189,7 +189,8 @@ def _other_request(workflow: Workflow, digest: bytes) -> BridgeError | None:
 def failed(workflow: Workflow) -> WorkflowFailed:
     """Return the error that a failed workflow is answered with."""
     return WorkflowFailed(
-        f"workflow {workflow.workflow_id} failed in step {workflow.step!r}: {workflow.error_message}",
+        f"workflow {workflow.workflow_id} failed in step {workflow.step!r}: {workflow.error_message} "
+        "(to try again, send another op_id)",
         workflow_id=workflow.workflow_id,
         namespace=workflow.namespace,
         file_path=workflow.file_path,

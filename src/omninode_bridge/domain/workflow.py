@@ -84,11 +84,16 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """How accepted workflows are run: under a lease each, so many at once in a process, so often in vain."""
+    """How accepted workflows are run: under a lease each, so many at once in a process, so often in vain.
+
+    Between attempts `min(pause_max_s, pause_base_s * 2**(attempt - 1))`, of which a half is left to chance.
+    """
 
     lease_s: float = 30.0
-    attempts_max: int = 5
+    attempts_max: int = 8
     in_flight_max: int = 32
+    pause_base_s: float = 1.0
+    pause_max_s: float = 60.0
 
 
 class Plan(msgspec.Struct, frozen=True):

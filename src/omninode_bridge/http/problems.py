@@ -7,7 +7,7 @@ The rules it keeps:
    401, 403: the token. 404: also what the token may not see. 409: the op id was used before. 429: the token's rate or
    quota is used up. 503: try again, with the `op_id` that the problem names: that is always safe.
    500: trying again won't help. A workflow that failed for good is one of these: it is recorded as failed, and the
-   same op id gives the same answer.
+   same op id gives the same answer. For want of a stamping service it is 503: a new op id may succeed later.
 3. What broke inside is for the log: an unexpected error, or one about stored data, is told by its code only.
 """
 
@@ -138,8 +138,14 @@ _BY_STATUS = {
 _INSIDE = "an error inside the bridge; its log has more under this answer's X-Correlation-ID"
 
 
+STAMPING_AWAY = Row(errors.WorkflowFailed, 503, "No stamping service answered, and the workflow failed", 5)
+"""How a workflow's failure for want of a service looks: later, another one may succeed."""
+
+
 def row_of(error: BridgeError) -> Row:
     """Return the row that decides how an error looks."""
+    if isinstance(error, errors.WorkflowFailed) and error.context.get("error_code") == errors.StampingUnavailable.code:
+        return STAMPING_AWAY
     return next(row for row in ROWS if isinstance(error, row.kind))
 
 
@@ -157,7 +163,7 @@ async def bridge_problem(request: Request, error: Exception) -> Response:
         detail=error.message if told else _INSIDE,
         code=error.code,
         field=error.field,
-        op_id=getattr(request.state, "op_id", None),
+        op_id=None if _is_spent(error) else getattr(request.state, "op_id", None),
         workflow_id=_text(failed.get("workflow_id")),
         step=_text(failed.get("step")),
         error_code=_text(failed.get("error_code")),
@@ -191,6 +197,12 @@ def unexpected(request: Request) -> Response:
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _is_spent(error: BridgeError) -> bool:
+    """Tell whether the op id has its last answer: trying again with it gives that one again."""
+    final = isinstance(error, errors.WorkflowFailed | errors.Conflict)
+    return final and not isinstance(error, errors.InProgress)
 
 
 def _headers(row: Row, error: BridgeError) -> dict[str, str]:

@@ -40,14 +40,18 @@ class _Joined:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
+        self._ended = False
 
     def write(self, data: bytes) -> None:
+        if self._ended:
+            return  # the answer to an earlier request, after a later one was no HTTP
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
 
     def write_eof(self) -> None:
         self._flush()
+        self._ended = True
         self._transport.write_eof()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
+from omninode_bridge.domain.acceptance import CONTENT_BYTES_MAX
 from omninode_bridge.domain.errors import InvalidInput
 from omninode_bridge.domain.names import check_namespace
 from omninode_bridge.domain.stamp import StampRequest
@@ -14,6 +15,7 @@ from omninode_bridge.http import bodies, intake
 from omninode_bridge.http.asking import asker
 from omninode_bridge.http.gate import afford, charge
 from omninode_bridge.http.messages import LookUpParameters, parameters, stamp_body
+from omninode_bridge.http.problems import BodyTooLarge
 from omninode_bridge.http.wire import UNTOLD, answer, media_type, require_json, traceparent
 
 
@@ -29,6 +31,12 @@ class Workflows:
         """Accept a request as POST /stamp takes it, and answer once it is durable."""
         with self._allowance.share() as share:
             asked, data = await self._asked(request, share)
+            if len(data) > CONTENT_BYTES_MAX:
+                raise BodyTooLarge(
+                    f"the content has {len(data)} bytes; {CONTENT_BYTES_MAX} is the limit of a workflow that is run "
+                    "later: send it to POST /stamp",
+                    field="content",
+                )
             await charge(request, 1, len(data))
             # From here on it may be accepted: whatever goes wrong, the problem names what is safe to retry with.
             request.state.op_id = asked.workflow_id

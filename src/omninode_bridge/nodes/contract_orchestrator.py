@@ -139,7 +139,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     batch_items_max = _whole_number(config, "config", "batch_items_max", (1, BATCH_ITEMS_MAX), found)
     hash_mib_per_s_min = _whole_number(config, "config", "hash_mib_per_s_min", (1, HASH_MIB_PER_S_MAX), found)
     stamping = _compile_stamping(config.get("stamping"), compiled, hash_mib_per_s_min, found)
-    queue = compile_queue(config.get("queue"), found)
+    queue = compile_queue(config.get("queue"), batch_items_max, found)
     fsm = compile_machine(config.get("state_machine"), "config.state_machine", found)
     if found or fsm is None or retry is None or triggers is None or stamping is None or queue is None:
         return None

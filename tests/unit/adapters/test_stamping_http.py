@@ -248,8 +248,9 @@ class TestAFailure:
         with pytest.raises(StampingUnavailable) as raised:
             await hashed(hasher)
         message = raised.value.message
-        for service, reason in zip(services, ["HTTP 500", "can't be reached: ", "its answer is no"], strict=True):
-            assert f"{service.url}: {reason}" in message
+        for number, reason in enumerate(["HTTP 500", "can't be reached: ", "its answer is no"]):
+            assert f"service {number}: {reason}" in message
+        assert not any(service.url in message for service in services)
         assert raised.value.context["urls"] == [service.url for service in services]
         assert counts(hasher) == [(1, 1)] * 3
 
@@ -285,7 +286,7 @@ class TestABreaker:
         hasher = await bench.hasher(*services)
         await broken(hasher, *services)
         bench.now_s += 10
-        with pytest.raises(StampingUnavailable, match=r"HTTP 503, not asked for another 20 s; .*not asked for another"):
+        with pytest.raises(StampingUnavailable, match=r"HTTP 503, and not asked again yet; .*and not asked again yet"):
             await hashed(hasher)
         assert counts(hasher) == [(2, 2), (2, 2)]
 

@@ -129,7 +129,8 @@ def test_how_stamping_services_are_called_is_the_contracts() -> None:
 async def test_the_batch_limit_is_the_contracts() -> None:
     from omninode_bridge.domain.errors import LimitExceeded
 
-    bench = Bench(load_orchestrator(edited("orchestrator", {"config.batch_items_max": 2})))
+    limits = {"config.batch_items_max": 2, "config.queue.in_flight_max": 2}
+    bench = Bench(load_orchestrator(edited("orchestrator", limits)))
     node = await bench.node()
     with pytest.raises(LimitExceeded, match="3 requests in one batch; 2 is the contract's limit"):
         await node.run_many([request() for _ in range(3)])

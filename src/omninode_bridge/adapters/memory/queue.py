@@ -52,14 +52,19 @@ class MemoryWorkQueue:
             self._change(request, available_at=until)
 
     async def release(
-        self, request: StampRequest, *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
+        self, held: Sequence[StampRequest], *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
     ) -> None:
-        changes: dict[str, Any] = {"available_at": self._clock() + timedelta(seconds=delay_s), "worker": None}
-        if error is not None:
-            changes |= {"error_code": error.context["error_code"], "error_message": error.message}
-        if not counts and request.lease is not None:
-            changes["attempts"] = request.lease.attempt - 1
-        self._change(request, **changes)
+        for request in held:
+            changes: dict[str, Any] = {"available_at": self._clock() + timedelta(seconds=delay_s), "worker": None}
+            if error is not None:
+                changes |= {"error_code": error.context["error_code"], "error_message": error.message}
+            if not counts and request.lease is not None:
+                changes["attempts"] = request.lease.attempt - 1
+            self._change(request, **changes)
+
+    async def size(self) -> tuple[int, int]:
+        contents = [len(accepted.content) for accepted, _ in self._store.inputs.values()]
+        return len(contents), sum(contents)
 
     async def depth(self) -> tuple[int, float]:
         accepted = [self._store.accepted[key] for key in self._store.inputs]

@@ -207,8 +207,8 @@ async def seeing(pool: Pool, visible: Visible | None) -> AsyncIterator[Connectio
             yield connection
             return
         what = given(visible.names, visible.wildcards)
-        await connection.execute(f"BEGIN READ ONLY; SET LOCAL ROLE {TENANT}; {what}")
         try:
+            await connection.execute(f"BEGIN READ ONLY; SET LOCAL ROLE {TENANT}; {what}")
             yield connection
         finally:
             if not connection.is_closed():

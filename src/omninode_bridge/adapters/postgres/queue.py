@@ -10,6 +10,7 @@ The rules it keeps:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import asyncpg
@@ -23,11 +24,12 @@ from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.acceptance import unpack
 from omninode_bridge.domain.errors import AttemptFailed
 from omninode_bridge.domain.recording import Workflow
-from omninode_bridge.domain.stamp import Lease, StampRequest
+from omninode_bridge.domain.stamp import Inline, Lease, StampRequest
 from omninode_bridge.domain.workflow import Plan, advance
 from omninode_bridge.ports import Clock
 
 _SQL = load("queue")
+_log = logging.getLogger(__name__)
 
 
 class PostgresWorkQueue:
@@ -52,11 +54,16 @@ class PostgresWorkQueue:
             await self._pool.execute(_SQL["renew"], *_keys(held), lease_s)
 
     async def release(
-        self, request: StampRequest, *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
+        self, held: Sequence[StampRequest], *, delay_s: float, error: AttemptFailed | None = None, counts: bool = True
     ) -> None:
         code, message = (None, None) if error is None else (error.context["error_code"], error.message)
-        with translated("giving a workflow back"):
-            await self._pool.execute(_SQL["release"], *_keys([request]), delay_s, code, message, 0 if counts else 1)
+        with translated("giving workflows back"):
+            await self._pool.execute(_SQL["release"], *_keys(held), delay_s, code, message, 0 if counts else 1)
+
+    async def size(self) -> tuple[int, int]:
+        with translated("measuring the queue"):
+            row = await self._pool.fetchrow(_SQL["size"])
+        return row["waiting"], row["bytes"]
 
     async def depth(self) -> tuple[int, float]:
         with translated("measuring the queue"):
@@ -75,11 +82,32 @@ class PostgresWorkQueue:
                 moved.append(workflow)
             last = row["attempts"] >= self._plan.queue.attempts_max
             lease = Lease(row["fence"], row["attempts"], last, workflow.visits)
-            key = {"workflow_id": workflow.workflow_id, "namespace": workflow.namespace}
-            requests.append(unpack(row["request"], **key, content=row["content"], lease=lease))
+            request = self._request(row, workflow, lease)
+            if request is not None:
+                requests.append(request)
         if moved:
             await connection.execute(_SQL["move"], rows.workflow_rows(moved))
         return requests
+
+    def _request(self, row: rows.Row, workflow: Workflow, lease: Lease) -> StampRequest | None:
+        """Return what a worker gets. What can't be read keeps its lease and its attempt, and holds up no other."""
+        name, namespace = workflow.workflow_id, workflow.namespace
+        try:
+            return unpack(row["request"], workflow_id=name, namespace=namespace, content=row["content"], lease=lease)
+        except (msgspec.MsgspecError, ValueError, TypeError):
+            _log.exception("the input of workflow %s can't be read", name)
+        if lease.attempt <= self._plan.queue.attempts_max:
+            return None
+        # It can't be run, but it can be ended: for that its key suffices.
+        return StampRequest(
+            workflow_id=name,
+            namespace=namespace,
+            file_path=workflow.file_path,
+            content=Inline(b""),
+            created_at=workflow.visits[0].at,
+            op_id_given=True,
+            lease=lease,
+        )
 
     def _started(self, workflow: Workflow) -> Workflow:
         visits = workflow.visits
@@ -89,5 +117,6 @@ class PostgresWorkQueue:
 
 
 def _keys(held: Sequence[StampRequest]) -> tuple[list[str], list[str], list[int]]:
-    leases = [(request.workflow_id, request.namespace, request.lease.fence) for request in held if request.lease]
+    # In the order in which the ledger takes them: so none waits for the other in a circle.
+    leases = sorted((request.workflow_id, request.namespace, request.lease.fence) for request in held if request.lease)
     return [key[0] for key in leases], [key[1] for key in leases], [key[2] for key in leases]

@@ -16,6 +16,9 @@ BEGIN
                 NULL;                             -- another database of this server was migrated at the same time
             END;
         END IF;
+        IF (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = needed) THEN
+            RAISE EXCEPTION 'role % may pass row-level security by: ALTER ROLE % NOSUPERUSER NOBYPASSRLS', needed, needed;
+        END IF;
         IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
             BEGIN
                 EXECUTE format('GRANT %I TO %I', needed, current_user);

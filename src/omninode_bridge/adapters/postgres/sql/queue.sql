@@ -36,5 +36,9 @@ UPDATE workflow_inputs AS i SET
 FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS k (workflow_id, namespace, fence)
 WHERE i.workflow_id = k.workflow_id AND i.namespace = k.namespace AND i.fence = k.fence AND i.worker IS NOT NULL
 
+-- name: size
+-- The size of a content is known without reading it.
+SELECT count(*) AS waiting, coalesce(sum(octet_length(content)), 0)::bigint AS bytes FROM workflow_inputs
+
 -- name: depth
 SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(accepted_at)), 0)::float8 AS oldest_s FROM workflow_inputs
