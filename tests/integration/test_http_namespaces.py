@@ -258,7 +258,7 @@ async def test_where_something_only_failed_there_are_no_stamps(database_url: str
     async with Service(answer("no", status=500)) as broken:
         settings = Settings.read(stamping_urls=[broken.url])
         async with Bridge.connect(database_url, settings=settings) as bridge, served(bridge) as client:
-            await refused(client.post("/stamp", json=a_stamp()), 500, "workflow_failed")
+            await refused(client.post("/stamp", json=a_stamp()), 503, "workflow_failed")
             totals = (await client.get(f"/namespaces/{NAMESPACE}")).json()
             assert (totals["total_stamps"], totals["failed"]) == (0, 1)
             assert (await client.get(f"/namespaces/{NAMESPACE}/stamps")).json() == {"stamps": [], "next": None}

@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -186,13 +186,13 @@ class Fleet:
                 for name in namespaces
             ]
 
-    async def command(self, *arguments: str) -> str:
-        """Run a command of the bridge on the fleet's PostgreSQL; return what it says, fail unless it ends well."""
+    async def command(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
+        """Run a command of the bridge on the fleet's PostgreSQL; return what it says, fail for another exit code."""
         pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
         process = await _spawn(arguments, self._environment, **pipes)
         async with asyncio.timeout(PATIENCE_S):
             said, complained = await process.communicate()
-        assert process.returncode == 0, f"{' '.join(arguments)}: {said.decode()}{complained.decode()}"
+        assert process.returncode in codes, f"{' '.join(arguments)}: {said.decode()}{complained.decode()}"
         return said.decode()
 
     def complaints(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, between, events, task
 from locust.env import Environment
+from locust.runners import STATE_RUNNING, STATE_SPAWNING
 
 from tests.load.caller import Answer, Ask, Caller, Circle
 
@@ -74,7 +75,10 @@ class User(FastHttpUser):
 
     @task
     def act(self) -> None:
-        at_once[:] = [max([self.environment.runner.user_count, *at_once])]
+        runner = self.environment.runner
+        if runner.state not in (STATE_SPAWNING, STATE_RUNNING):
+            return  # whoever wakes up now is about to be killed: what he began would have no answer
+        at_once[:] = [max([runner.user_count, *at_once])]
         steps = self._caller.act()
         back: Answer | None = None
         while True:

@@ -86,34 +86,20 @@ async def reckon(fleet: Fleet, told: Told) -> dict[str, Any]:
     connection = await asyncpg.connect(fleet.postgres.url)
     try:
         await _until_idle(connection)
-        faults = [*told.faults, *await _differences(connection, told)]
-        rows = await connection.fetch(
-            "SELECT namespace, count(*) AS stamps, sum(file_size)::bigint AS octets FROM metadata_stamps GROUP BY 1"
-        )
-        # A dead worker's attempts may be used up; nothing else may fail here.
-        failed = Counter(
-            {
-                row["namespace"]: row["failed"]
-                for row in await connection.fetch(
-                    "SELECT namespace, count(*) AS failed FROM fsm_states WHERE state = 'failed' GROUP BY 1"
-                )
-            }
-        )
-        reasons = await connection.fetch("SELECT DISTINCT error_code FROM fsm_states WHERE error_code IS NOT NULL")
-        faults += [f"a workflow failed: {row[0]}" for row in reasons if row[0] != "attempts_exhausted"]
-        letters = await connection.fetchval("SELECT count(*) FROM dead_letters")
-        faults += [f"{letters} dead letters"] if letters else []
+        faults = [*told.faults, *await _differences(connection, told), *await _failures(connection)]
+        counted = await _totals(connection)
     finally:
         await connection.close()
-    counted = {row["namespace"]: (row["stamps"], row["octets"], failed.pop(row["namespace"], 0)) for row in rows}
-    counted |= {namespace: (0, 0, count) for namespace, count in failed.items()}
     state = {
         row["namespace"]: (row["total_stamps"], row["total_size_bytes"], row["failed"])
         for row in map(json.loads, (await fleet.command("state", "--json")).splitlines())
     }
-    if state != counted:
-        faults += [f"{ns}: the state says {state.get(ns)}, the rows {counted.get(ns)}" for ns in state | counted]
-    for finding in map(json.loads, (await fleet.command("audit", "--json")).splitlines()):
+    faults += [
+        f"{namespace}: the state says {state.get(namespace)}, the rows {counted.get(namespace)}"
+        for namespace in sorted(state | counted)
+        if state.get(namespace) != counted.get(namespace)
+    ]
+    for finding in map(json.loads, (await fleet.command("audit", "--json", codes=(0, 1))).splitlines()):
         faults += [] if finding["holds"] else [f"audit: {finding}"]
     shown = [fault[:FAULT_CHARACTERS_MAX] for fault in faults[:FAULTS_SHOWN_MAX]]
     assert not faults, "\n".join([f"{len(faults)} faults:", *shown])
@@ -133,6 +119,32 @@ async def _until_idle(connection: asyncpg.Connection) -> None:
         # A database has no events to wait for.
         while await connection.fetchval("SELECT count(*) FROM workflow_inputs"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def _totals(connection: asyncpg.Connection) -> dict[str, tuple[int, int, int]]:
+    """Return stamps, bytes and failed workflows of each namespace."""
+    totals = {
+        namespace: (stamps, octets, 0)
+        for namespace, stamps, octets in await connection.fetch(
+            "SELECT namespace, count(*), sum(file_size)::bigint FROM metadata_stamps GROUP BY 1"
+        )
+    }
+    for namespace, failed in await connection.fetch(
+        "SELECT namespace, count(*) FROM fsm_states WHERE state = 'failed' GROUP BY 1"
+    ):
+        stamps, octets, _ = totals.get(namespace, (0, 0, 0))
+        totals[namespace] = (stamps, octets, failed)
+    return totals
+
+
+async def _failures(connection: asyncpg.Connection) -> list[str]:
+    """Tell what failed that may not: a dead worker's attempts may be used up, and that is all."""
+    reasons = await connection.fetch("SELECT DISTINCT error_code FROM fsm_states WHERE error_code IS NOT NULL")
+    letters = await connection.fetchval("SELECT count(*) FROM dead_letters")
+    return [
+        *(f"a workflow failed: {reason}" for (reason,) in reasons if reason != "attempts_exhausted"),
+        *([f"{letters} dead letters"] if letters else []),
+    ]
 
 
 async def _differences(connection: asyncpg.Connection, told: Told) -> list[str]:

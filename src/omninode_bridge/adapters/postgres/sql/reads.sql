@@ -31,14 +31,21 @@ CROSS JOIN LATERAL (
 ORDER BY s.stamp_id DESC LIMIT $2
 
 -- name: stamps_of_namespace
-SELECT * FROM metadata_stamps WHERE namespace = convert_from($1::bytea, 'UTF8') AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+-- The bounds and the order are in this form so that only the index metadata_stamps_newest fits: else the planner may
+-- walk all stamps backwards by their id, past those of every other tenant.
+SELECT * FROM metadata_stamps
+WHERE (namespace, stamp_id) < ($4, $2) AND namespace >= $4 AND $1::bytea IS NOT NULL
+ORDER BY namespace DESC, stamp_id DESC LIMIT $3
 
 -- name: stamps_of_path
-SELECT * FROM metadata_stamps WHERE path_hash = $1 AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+-- OFFSET 0: found by the path first, and then sorted; for the same reason.
+SELECT * FROM (SELECT * FROM metadata_stamps WHERE path_hash = $1 AND stamp_id < $2 OFFSET 0) AS p
+ORDER BY stamp_id DESC LIMIT $3
 
 -- name: stamps_of_digest
-SELECT * FROM metadata_stamps
-WHERE digest = $1 AND namespace COLLATE "C" = $4 AND stamp_id < $2 ORDER BY stamp_id DESC LIMIT $3
+SELECT * FROM (
+    SELECT * FROM metadata_stamps WHERE digest = $1 AND namespace COLLATE "C" = $4 AND stamp_id < $2 OFFSET 0
+) AS d ORDER BY stamp_id DESC LIMIT $3
 
 -- name: page
 -- Newest first, from a stamp on. A filter looks through a bounded number of rows; the first row tells how far it came.
