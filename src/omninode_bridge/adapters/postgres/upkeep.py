@@ -47,9 +47,10 @@ from omninode_bridge.ports import READ_BYTES_MAX, Finish, Generation
 
 BATCH_EVENTS_MAX = 5000
 """Events in one transaction of a pruning, and in one statement of an erasure."""
-LOCK_TIMEOUT_MS = 3000
-"""How long others are held up behind one who waits for a lock; then they are let by, and it is tried again."""
-LOCK_TRIES_MAX = 20
+LOCK_TIMEOUT_MS = 2000
+"""How long others are held up behind one who waits for a lock; then they are let by, and it is tried again. An autovacuum
+in the way is ended by PostgreSQL after 1 s."""
+LOCK_TRIES_MAX = 10
 CATCH_UP_TIMEOUT_S = 5.0
 """How long an erasure lets writers wait for the reducers; they give up after 10 s."""
 CATCH_UP_LOOK_S = 0.02
@@ -270,7 +271,7 @@ def _grave(row: rows.Row, now: datetime) -> Record:
 
 async def _pause() -> None:
     """Let those by who queued up behind a lock that could not be had."""
-    await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
+    await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - no secret
 
 
 async def _heads(connection: Connection) -> dict[ShardKey, Head]:
