@@ -7,6 +7,7 @@ Importing the package loads nothing else: `Bridge`, with all that it stands on, 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Bridge", "__version__"]
+
+# What is logged is for programs that set logging up, as `serve` does: a command says itself what ended it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -104,7 +104,6 @@ class WorkQueue(Protocol):
         ...
 
     async def size(self) -> tuple[int, int]: ...  # accepted workflows that have not ended, and bytes of their contents
-
     async def depth(self) -> tuple[int, float]:
         """Return how many accepted workflows have not ended, and for how long the oldest waits, in seconds."""
         ...

@@ -26,6 +26,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
 SEED = os.environ.get("CHAOS_SEED", "20260307")
 NAMESPACE = "stop.docs"
 CALLERS = 16
+THINKING_S_MAX = 0.05
 PATIENCE_S = 30.0
 STOP_S_MAX = 20.0
 """Less than the time that the server gives to slow callers: nobody here is slow."""
@@ -132,6 +133,7 @@ async def test_under_load_a_sigterm_cuts_no_request_that_has_had_an_effect(tmp_p
                             told.ask(op_id)
                             unrecorded.add(op_id)
                             answer = await connection.ask(ask)
+                            await asyncio.sleep(rng.uniform(0, THINKING_S_MAX))
                             if answer.status == 201:
                                 unrecorded.remove(op_id)
                                 told.acknowledge(op_id, answer.json())

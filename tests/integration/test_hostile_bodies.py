@@ -388,6 +388,22 @@ def _damaged(rng: random.Random, sound: bytes) -> bytes:
     return bytes(data)
 
 
+async def test_who_has_sent_all_and_ends_his_side_is_answered(target: Target) -> None:
+    sent = [
+        with_length(HEAD, a_stamp("all is sent")),
+        with_length(HEAD, a_stamp("ahead of it"))
+        + HEAD
+        + CHUNKED
+        + chunk(a_stamp("all is sent in chunks"))
+        + chunk(b""),
+    ]
+    for requests, count in zip(sent, (1, 2), strict=True):
+        async with await Connection.open(target.port) as connection:
+            await connection.send(requests)
+            connection.end()
+            assert statuses(await connection.rest()) == [201] * count
+
+
 async def test_requests_sent_ahead_are_answered_in_order(target: Target) -> None:
     paths = [f"ahead-{number}" for number in range(60)]
     async with await Connection.open(target.port) as connection:

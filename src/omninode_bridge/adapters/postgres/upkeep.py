@@ -48,8 +48,8 @@ from omninode_bridge.ports import READ_BYTES_MAX, Finish, Generation
 BATCH_EVENTS_MAX = 5000
 """Events in one transaction of a pruning, and in one statement of an erasure."""
 LOCK_TIMEOUT_MS = 2000
-"""How long others are held up behind one who waits for a lock; then they are let by, and it is tried again. An autovacuum
-in the way is ended by PostgreSQL after 1 s."""
+"""How long others are held up behind one who waits for a lock; then they are let by, and it is tried again. Longer
+than PostgreSQL takes to end an autovacuum that is in the way: 1 s."""
 LOCK_TRIES_MAX = 10
 CATCH_UP_TIMEOUT_S = 5.0
 """How long an erasure lets writers wait for the reducers; they give up after 10 s."""
