@@ -27,13 +27,15 @@ from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.http import bodies, protocol
 from tests.chaos.wire import Connection, Lost
 from tests.conftest import Server
-from tests.integration.test_http import served
+from tests.integration.serving import served
 from tests.load.caller import Answer, Ask
 from tests.load.fleet import Process
 
 MEBIBYTE = 1024 * 1024
 GROWTH_MIB_MAX = 96
 """What one attack may add to the memory, at the peak: JSON bodies being worked on are the most of it."""
+POOLED = 8
+"""Connections to PostgreSQL that may have been opened in the meantime."""
 SEED = os.environ.get("HOSTILE_SEED", "20260306")
 NAMESPACE = "hostile.docs"
 HEAD = b"POST /stamp HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -52,6 +54,7 @@ class Target:
         self.process = process
         self.url = url
         self.port = process.port
+        self.files = len(os.listdir(f"/proc/{process.pid}/fd"))
 
     async def exchange(self, sent: bytes) -> bytes:
         """Send bytes as they are, on a connection of their own; return all that comes until the server closes it."""
@@ -90,6 +93,12 @@ class Target:
         found = re.search(rf"{what}:\s+(\d+) kB", status)
         assert found is not None
         return int(found[1]) / 1024
+
+    async def alone(self) -> None:
+        """Wait until the connections of tests before are gone: for some the server lingers."""
+        async with asyncio.timeout(60):
+            while len(os.listdir(f"/proc/{self.process.pid}/fd")) > self.files + POOLED:  # noqa: ASYNC110 - another process tells nobody
+                await asyncio.sleep(0.05)
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
@@ -414,6 +423,7 @@ async def test_requests_sent_ahead_are_answered_in_order(target: Target) -> None
 
 async def test_when_files_run_out_new_callers_are_told_and_those_that_are_there_go_on(target: Target) -> None:
     pid, free = target.process.pid, 20
+    await target.alone()
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (protocol.FILES_KEPT + free, before[1]))
     try:

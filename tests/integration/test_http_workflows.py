@@ -121,7 +121,7 @@ async def test_an_op_id_is_accepted_again_and_only_for_the_same_request(client: 
     )
     assert (raw.status_code, raw.json()) == (202, first)
     other = client.post("/workflows", json=a_stamp(op_id=op_id, content="other"))
-    assert "op_id" not in await refused(other, 409, "op_id_conflict", "op_id")
+    assert (await refused(other, 409, "op_id_conflict", "op_id"))["op_id"] == op_id
     waiting = client.post("/stamp", json=a_stamp(op_id=op_id))
     await refused(waiting, 409, "in_progress", "op_id")
 

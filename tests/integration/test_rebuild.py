@@ -85,7 +85,7 @@ async def test_a_changed_contract_is_folded_and_swapped_in_when_up_starts(books:
     async with bootstrap.connect(books.url, Settings.read()) as bridge:
         await _stamp_five(books, bridge)
         before = await bridge.state("legal")
-        async with bootstrap.connect(books.url, _hourly(tmp_path), "up") as hourly:
+        async with bootstrap.connect(books.url, _hourly(tmp_path), "all") as hourly:
             after = await hourly.state("legal")
             assert after.groupings == tuple(
                 "metadata.team" if name == "metadata.project" else name for name in before.groupings
@@ -128,8 +128,8 @@ async def test_a_command_with_another_contract_leaves_the_state_alone_until_it_i
 async def test_of_two_contracts_that_start_at_once_on_a_new_database_one_is_followed(
     books: Books, tmp_path: Path
 ) -> None:
-    minutely = bootstrap.connect(books.url, Settings.read(), "up")
-    hourly = bootstrap.connect(books.url, _hourly(tmp_path), "up")
+    minutely = bootstrap.connect(books.url, Settings.read(), "all")
+    hourly = bootstrap.connect(books.url, _hourly(tmp_path), "all")
     async with AsyncExitStack() as stack:
         bridges = await asyncio.gather(stack.enter_async_context(minutely), stack.enter_async_context(hourly))
         for number, bridge in enumerate(bridges):
@@ -139,7 +139,7 @@ async def test_of_two_contracts_that_start_at_once_on_a_new_database_one_is_foll
         assert isinstance(state, NamespaceState)
         assert state.total_stamps == 2
     # Whoever was displaced comes back with a new start.
-    async with bootstrap.connect(books.url, Settings.read(), "up") as bridge:
+    async with bootstrap.connect(books.url, Settings.read(), "all") as bridge:
         assert (await bridge.state("legal")).total_stamps == 2
 
 
@@ -147,7 +147,7 @@ async def test_a_folder_that_nobody_else_uses_follows_the_contract_and_one_that_
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "data"
-    async with bootstrap.embedded(folder, Settings.read(), "up") as running:
+    async with bootstrap.embedded(folder, Settings.read(), "all") as running:
         await running.stamp(b"1", file_path="1", namespace="legal")
         async with bootstrap.embedded(folder, _hourly(tmp_path)) as attached:
             await _is_told(attached)

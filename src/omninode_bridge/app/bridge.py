@@ -306,7 +306,7 @@ class Bridge:
         while records := await self.source.read(positions, EVENTS_PAGE):
             for record in records:
                 positions[record.topic, record.shard] = record.head
-                if namespace is None or record.namespace == namespace:
+                if record.namespace and namespace in (None, record.namespace):
                     yield decode(record.body)
 
     async def _by_hash(self, wanted: str, namespace: str | None) -> list[Stamp]:

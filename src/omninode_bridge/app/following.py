@@ -125,7 +125,8 @@ class Follower:
         told = []
         for record in sight.records:
             self._move((record.topic, record.shard), Place(record.position, _mark(record.event_id)))
-            told.append(Told(self.id, record))
+            if record.namespace:  # else it is what is left of an erased event
+                told.append(Told(self.id, record))
         for key, place in ends.items():
             self._move(key, place)
         return told

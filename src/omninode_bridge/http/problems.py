@@ -163,7 +163,8 @@ async def bridge_problem(request: Request, error: Exception) -> Response:
         detail=error.message if told else _INSIDE,
         code=error.code,
         field=error.field,
-        op_id=None if _is_spent(error) else getattr(request.state, "op_id", None),
+        # A failed workflow's op id has its last answer: trying again takes another one.
+        op_id=None if isinstance(error, errors.WorkflowFailed) else getattr(request.state, "op_id", None),
         workflow_id=_text(failed.get("workflow_id")),
         step=_text(failed.get("step")),
         error_code=_text(failed.get("error_code")),
@@ -197,12 +198,6 @@ def unexpected(request: Request) -> Response:
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(problem), problem.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
-
-
-def _is_spent(error: BridgeError) -> bool:
-    """Tell whether the op id has its last answer: trying again with it gives that one again."""
-    final = isinstance(error, errors.WorkflowFailed | errors.Conflict)
-    return final and not isinstance(error, errors.InProgress)
 
 
 def _headers(row: Row, error: BridgeError) -> dict[str, str]:
