@@ -109,7 +109,7 @@ def _by_path(target: Target, rng: random.Random) -> Asked:
 
 def _latest(target: Target, rng: random.Random) -> Asked:
     namespace, _ = corpus.place_of(rng.randrange(target.stamps))
-    paths = {corpus.place_of(serial)[1] for serial in _serials_in(target, namespace, PATHS, rng)}
+    paths = {path for _, path in _places_in(target, namespace, PATHS, rng)}
     return Asked(
         target.seen(namespace).reads.latest_many(namespace, sorted(paths)),
         lambda found: len(found) if found.keys() == paths else 0,
@@ -151,13 +151,15 @@ def _workflows(target: Target, rng: random.Random) -> Asked:
 def _known_files(target: Target, rng: random.Random) -> Asked:
     # Only trees that were hashed here have facts.
     namespace = rng.choice([name for name in target.folders if not corpus.is_claimed(name)])
-    keys = {path_hash(*corpus.place_of(serial)) for serial in _serials_in(target, namespace, KNOWN_FILES, rng)}
+    keys = {path_hash(*place) for place in _places_in(target, namespace, KNOWN_FILES, rng)}
     return Asked(target.bridge.reads.known_files(sorted(keys)), lambda found: len(found) if found.keys() == keys else 0)
 
 
-def _serials_in(target: Target, namespace: str, count: int, rng: random.Random) -> Iterable[int]:
-    folders = target.folders[namespace]
-    return (rng.choice(folders) + rng.randrange(corpus.FOLDER_FILES) for _ in range(count))
+def _places_in(target: Target, namespace: str, count: int, rng: random.Random) -> Iterable[tuple[str, str]]:
+    """Yield the files of random folders, as `stamp` and `verify` ask for them; some twice in a small namespace."""
+    for _ in range(count // corpus.FOLDER_FILES):
+        first = rng.choice(target.folders[namespace])
+        yield from map(corpus.place_of, range(first, first + corpus.FOLDER_FILES))
 
 
 LOOKUPS = (
@@ -172,8 +174,8 @@ LOOKUPS = (
     Lookup("workflows", f"the first {PAGE} rows by workflow of a namespace, as its tenant", _workflows, owed=False),
     Lookup("by-id", "a stamp by its id, as its tenant", _by_id, owed=False),
     Lookup("workflow", "a workflow by its id, as its tenant", _workflow, owed=False),
-    Lookup("latest", f"the latest stamps of {PATHS} paths of a namespace, as its tenant", _latest, owed=False),
-    Lookup("known-files", f"the facts of {KNOWN_FILES:,} paths of a namespace", _known_files, owed=False),
+    Lookup("latest", f"the latest stamps of {PATHS} paths in two folders, as their tenant", _latest, owed=False),
+    Lookup("known-files", f"the facts of {KNOWN_FILES:,} files in twenty folders", _known_files, owed=False),
 )
 
 

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from omninode_bridge.domain.errors import InvalidInput, Overloaded
 from omninode_bridge.domain.stamp import Digest
-from omninode_bridge.http.problems import BodyMalformed, BodyTimeout, BodyTooLarge
+from omninode_bridge.http.problems import BodyMalformed, BodyTimeout, BodyTooLarge, BodyTypeUnsupported
 from omninode_bridge.ports import RunningDigest
 
 SILENCE_S_MAX = 60.0
@@ -68,7 +68,12 @@ class Share:
 
 
 async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives; BodyTooLarge names the setting that limits it."""
+    """Yield a body as it arrives; BodyTooLarge names the setting that limits it. What is compressed is refused."""
+    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    if coding not in ("", "identity"):
+        raise BodyTypeUnsupported(
+            f"a body with Content-Encoding {coding[:80]!r} is not taken: send it as it is", field="content-encoding"
+        )
     announced = int(request.headers.get("content-length", -1))
     if announced > limit_bytes:
         raise _too_large(str(announced), limit_bytes, setting)
