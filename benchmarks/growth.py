@@ -166,7 +166,7 @@ class Database:
                 count = min(PORTION, stamps - self.stamps)
                 began_s = time.perf_counter()
                 answered = await self.stamp(bridge, corpus.requests(self.stamps, count))
-                self.kept += answered[:: self._keep_every]
+                self.kept += sorted(answered, key=corpus.said)[:: self._keep_every]
                 rate = count / (time.perf_counter() - began_s)
                 if self.stamps == stamps or self.stamps % (10 * PORTION) < PORTION:
                     say(f"growth: {self.stamps:,} stamps, {rate:,.0f} a second")

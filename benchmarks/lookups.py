@@ -120,7 +120,7 @@ def _page(target: Target, rng: random.Random) -> Asked:
     at = rng.choice(target.kept)
     return Asked(
         target.seen(at.namespace).reads.page(at.namespace, StampFilter(), before=at.stamp_id, limit=PAGE),
-        lambda page: 1 + len(page.stamps) if all(stamp.stamp_id < at.stamp_id for stamp in page.stamps) else 0,
+        lambda page: int(all(stamp.stamp_id < at.stamp_id for stamp in page.stamps)),
     )
 
 

@@ -417,7 +417,8 @@ def test_help_and_version_are_there(desk: Desk) -> None:
     listing = desk.run("--help").output.partition("Commands:")[2].partition("\n\n")[0]
     commands = re.findall(r"^  (\w+) ", listing, re.MULTILINE)
     assert " ".join(commands) == (
-        "up stamp verify show history state workflow export audit rebuild migrate doctor bench contract"
+        "up serve stamp verify show history state workflow export audit rebuild migrate doctor erase prune backup "
+        "restore bench contract token"
     )
     module = subprocess.run(
         [sys.executable, "-m", "omninode_bridge", "--version"], capture_output=True, text=True, check=True

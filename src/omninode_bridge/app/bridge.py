@@ -196,7 +196,9 @@ class Bridge:
             file_path=check_file_path(file_path),
             content=content,
             created_at=self._clock(),
-            content_type=check_content_type(content_type) if content_type else self._guess_content_type(file_path),
+            content_type=self._guess_content_type(file_path)
+            if content_type is None
+            else check_content_type(content_type),
             metadata=check_metadata(metadata or {}),
             stamped_by=stamped_by or self._stamped_by,
             enable_intelligence=enable_intelligence,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -47,6 +48,7 @@ class Calls:
             if "{" not in route.path
             for method in route.methods or ()
         }
+        self._methods = {route.path: route.methods or () for route in routes if "{" not in route.path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._direct.get((scope["method"], scope["path"]))
@@ -54,6 +56,9 @@ class Calls:
             response = await endpoint(Request(scope, receive, send))
             await response(scope, receive, send)
             return
+        methods = self._methods.get(scope["path"])
+        if methods is not None:  # said here: to the router, /stamp/batch is one of /stamp/{file_hash} as well
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         scope["app"] = self  # so that the router raises what it refuses, instead of answering it
         await self._router(scope, receive, send)
 

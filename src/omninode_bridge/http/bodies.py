@@ -7,7 +7,9 @@ The rules it keeps:
 2. A body that ends too early is no body: `ClientDisconnect` leaves every reader, and nothing is made of it.
 3. A raw body of any length takes one piece of memory at a time. JSON is read whole, and all JSON that is being
    worked on shares one allowance.
-4. A sender may be slow, not silent.
+4. A sender may be slow, not silent, and not for ever: after SILENCE_S_MAX he has to keep a rate.
+5. A body is taken as it is. One that is compressed for the way is refused: its digest would not be the content's, and
+   what it becomes has no limit.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from omninode_bridge.ports import RunningDigest
 
 SILENCE_S_MAX = 60.0
 """How long a sender may leave a body without a byte."""
+RATE_BYTES_S_MIN = 512
+"""What has to come a second, on average, of a body that is waited for longer than that."""
 JSON_BYTES_AT_ONCE_MAX = 128 * 1024 * 1024
 """JSON bodies in memory together; decoded they are there twice."""
 FORM_OVERHEAD_BYTES_MAX = 64 * 1024
@@ -68,12 +72,8 @@ class Share:
 
 
 async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives; BodyTooLarge names the setting that limits it. What is compressed is refused."""
-    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
-    if coding not in ("", "identity"):
-        raise BodyTypeUnsupported(
-            f"a body with Content-Encoding {coding[:80]!r} is not taken: send it as it is", field="content-encoding"
-        )
+    """Yield a body as it arrives; BodyTooLarge names the setting that limits it."""
+    _refuse_codings(request)
     announced = int(request.headers.get("content-length", -1))
     if announced > limit_bytes:
         raise _too_large(str(announced), limit_bytes, setting)
@@ -82,15 +82,21 @@ async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncItera
             "a request with a body can't ask for another protocol: leave out the Upgrade header (curl: --http1.1)",
             field="upgrade",
         )
-    count, more = 0, True
+    count, more, waited_s = 0, True, 0.0
+    clock_s = asyncio.get_running_loop().time
     while more:
+        began_s = clock_s()
+        patience_s = min(SILENCE_S_MAX, SILENCE_S_MAX + count / RATE_BYTES_S_MIN - waited_s)
         try:
-            async with asyncio.timeout(SILENCE_S_MAX):
+            async with asyncio.timeout(patience_s):
                 message = await request.receive()
         except TimeoutError as error:
             raise BodyTimeout(
-                f"nothing of the body came for {SILENCE_S_MAX:g} s, after {count} bytes: send it again", field="body"
+                f"of the body {count} bytes came in {waited_s + patience_s:.0f} s: send it again, without a pause of "
+                f"{SILENCE_S_MAX:g} s, and at {RATE_BYTES_S_MIN} bytes a second or more",
+                field="body",
             ) from error
+        waited_s += clock_s() - began_s
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece: bytes = message.get("body", b"")
@@ -106,11 +112,15 @@ async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncItera
 
 async def whole(request: Request, limit_bytes: int, share: Share) -> bytes:
     """Return a JSON body."""
-    parts = []
+    # Pieces may be as small as a byte: kept one by one they would take many times what they hold.
+    first, rest = b"", bytearray()
     async for piece in pieces(request, limit_bytes, "BRIDGE_JSON_BYTES_MAX"):
         share.take(len(piece))
-        parts.append(piece)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        if first:
+            rest += piece
+        else:
+            first = piece
+    return first + rest if rest else first
 
 
 async def hashed(
@@ -136,6 +146,21 @@ async def hashed_file(request: Request, running: RunningDigest, limit_bytes: int
     if digest.file_size > limit_bytes:
         raise _too_large(f"at least {digest.file_size}", limit_bytes, "BRIDGE_BODY_BYTES_MAX")
     return digest
+
+
+def _refuse_codings(request: Request) -> None:
+    coding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
+    if coding not in ("", "identity"):
+        raise BodyTypeUnsupported(
+            f"a body with the Content-Encoding {coding[:80]!r} is not taken: send the content as it is",
+            field="content-encoding",
+        )
+    framing = ",".join(request.headers.getlist("transfer-encoding")).strip().lower()
+    if framing not in ("", "chunked"):
+        raise BodyMalformed(
+            f"the Transfer-Encoding {framing[:80]!r} is not taken: send the content as it is, or chunked",
+            field="transfer-encoding",
+        )
 
 
 class _Form:

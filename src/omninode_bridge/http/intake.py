@@ -71,7 +71,7 @@ def of_parameters(
         EMPTY,
         file_path=asked.file_path,
         namespace=asked.namespace,
-        content_type=asked.content_type or told,
+        content_type=told if asked.content_type is None else asked.content_type,
         metadata=json_object(asked.metadata, "metadata"),
         op_id=asked.op_id,
         enable_intelligence=asked.enable_intelligence == "true",

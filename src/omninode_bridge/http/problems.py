@@ -176,7 +176,7 @@ async def http_problem(request: Request, error: Exception) -> Response:
     """Answer what the router refuses: a path or a method that is not there."""
     assert isinstance(error, HTTPException)
     code, title = _BY_STATUS.get(error.status_code, ("refused", HTTPStatus(error.status_code).phrase))
-    detail = f"{request.method} {request.url.path} is not a call of this server: /openapi.json has them all"
+    detail = f"{request.method} {request.url.path[:200]} is not a call of this server: /openapi.json has them all"
     return respond(
         Problem(type=TYPE + code, title=title, status=error.status_code, detail=detail, code=code), error.headers
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ async def serve(
     machines reach while there are no tokens, ServiceUnavailable when the address can't be taken, the bridge can't be
     opened, or its PostgreSQL ends by itself.
     """
+    _allow_open_files()
     with (
         configured(settings.log_level, settings.log_format),
         _bound(settings.host, settings.port) as (listener, foreign),
@@ -212,6 +214,13 @@ async def _served(access: Access, settings: Settings, foreign: str | None) -> st
         f"there are no tokens: only this machine is served, and whoever asks is taken for {settings.stamped_by!r}; "
         "`omninode-bridge token create` makes the first one, and from then on every call needs one"
     )
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files as far as it goes: each caller's connection is one, and 1,024 are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(listener: socket.socket) -> None:
