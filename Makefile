@@ -8,7 +8,7 @@ SHELL := /bin/bash
 export PYTHON
 
 BIN := .venv/bin
-# More for pytest: make test PYTEST_ARGS="tests/unit -k stamp"
+# More for pytest: make test PYTEST_ARGS="tests/unit -k stamp"; with "-n 0" one test after another
 PYTEST_ARGS ?=
 
 help: ## Show this help
@@ -22,7 +22,7 @@ test: set-up ## Check, then run all tests (installs b3sum and PostgreSQL on Debi
 	@scripts/system-needs.sh
 	@$(MAKE) --no-print-directory check
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: set-up ## Lint, formatting, types and import rules
 	@echo "==> ruff check"
