@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench load run set-up lock clean
+.PHONY: help demo test check bench load run kafka set-up lock clean
 
 # The interpreter .venv is made with; found by scripts/find-python.sh when not given.
 export PYTHON
@@ -18,8 +18,9 @@ help: ## Show this help
 demo: set-up ## Stamp real files, show the totals, verify, show drift after a change
 	@scripts/demo.sh
 
-test: set-up ## Check, then run all tests (installs b3sum and PostgreSQL on Debian as root)
+test: set-up ## Check, then run all tests (installs what scripts/system-needs.sh names, on Debian as root)
 	@scripts/system-needs.sh
+	@scripts/kafka.sh jars
 	@$(MAKE) --no-print-directory check
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
@@ -45,6 +46,9 @@ load: set-up ## Let 1,000 users at it for a minute, then reckon (LOAD_USERS, LOA
 run: set-up ## Run the bridge with everything embedded (omninode-bridge up)
 	@exec $(BIN)/omninode-bridge up
 
+kafka: ## Run an Apache Kafka on 127.0.0.1:9092 in the foreground, without Docker (needs Java 17 and mvn)
+	@exec scripts/kafka.sh run
+
 set-up: ## Build .venv from the pinned requirements (instant when up to date)
 	@scripts/set-up.sh
 
@@ -52,6 +56,6 @@ lock: set-up ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--up
 	@scripts/lock.sh $(LOCK_ARGS)
 	@scripts/set-up.sh
 
-clean: ## Remove .venv, caches, builds and the demo's data
-	rm -rf .venv build dist demo-data .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, caches, builds, the demo's data and Kafka with its data
+	rm -rf .venv .kafka build dist demo-data .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +

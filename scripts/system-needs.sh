@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# See to what the tests need besides Python: Debian's b3sum, and the server binaries of a PostgreSQL 15 or newer.
+# See to what the tests need besides Python: Debian's b3sum and kcat, the server binaries of a PostgreSQL 15 or newer, and for
+# Apache Kafka a Java 17 or newer and Maven.
 #
 # Missing ones are installed where that is possible (root, apt-get); elsewhere the packages are named and the exit code is 1.
 # No database cluster is created or started: the tests run servers of their own, in folders of their own.
@@ -18,13 +19,22 @@ server_binaries() {
     return 1
 }
 
+java_17() {
+    local version
+    version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p') || return 1
+    [ "${version:-0}" -ge 17 ]
+}
+
 missing=()
 if ! command -v b3sum >/dev/null; then missing+=(b3sum); fi
+if ! command -v kcat >/dev/null; then missing+=(kcat); fi
+if ! java_17; then missing+=(default-jre-headless); fi
+if ! command -v mvn >/dev/null; then missing+=(maven); fi
 if ! server_binaries; then missing+=(postgresql); fi
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-    echo "The tests need ${missing[*]} (Debian package names; PostgreSQL 15 or newer, its server binaries only): install, then run again. As root on Debian or Ubuntu this is done for you." >&2
+    echo "The tests need ${missing[*]} (Debian package names; PostgreSQL 15 or newer, its server binaries only; Java 17 or newer): install, then run again. As root on Debian or Ubuntu this is done for you." >&2
     exit 1
 fi
 
@@ -61,5 +71,10 @@ done
 
 if ! server_binaries; then
     echo "This system's postgresql package is older than 15, which the tests need: install postgresql-15 or newer, then run again." >&2
+    exit 1
+fi
+
+if ! java_17; then
+    echo "The java on PATH is older than 17, which Kafka needs: install openjdk-17-jre-headless or newer and put it first, then run again." >&2
     exit 1
 fi

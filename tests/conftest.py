@@ -1,11 +1,13 @@
-"""Real servers for the tests: the embedded PostgreSQL and Debian's 15, one of each a session.
+"""Real servers for the tests: the embedded PostgreSQL, Debian's 15 and Apache Kafka, one of each a session.
 
-A test that asks for `database_url` runs on both, in a database of its own, cloned from a migrated template.
+A test that asks for `database_url` runs on both, in a database of its own, cloned from a migrated template. A test that
+asks for `bootstrap_servers` has a Kafka, in which it makes topics of its own.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import pytest_asyncio
 
 from omninode_bridge.adapters.embedded import EmbeddedPostgres
 from omninode_bridge.adapters.postgres.migrations import migrate
+from tests.broker import Broker
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "bridge_template"
@@ -78,6 +81,22 @@ async def database_url(server: Server) -> AsyncIterator[str]:
     url = await server.create()
     yield url
     await server.drop(url)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
+    """A broker that a test may stop, when it starts it again."""
+    async with Broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(request: pytest.FixtureRequest) -> str:
+    """A Kafka to use and not to stop: the one that BRIDGE_TEST_KAFKA_BOOTSTRAP_SERVERS names, or `broker`."""
+    if named := os.environ.get("BRIDGE_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        return named
+    running: Broker = request.getfixturevalue("broker")
+    return running.bootstrap_servers
 
 
 async def _with_template(running: EmbeddedPostgres) -> Server:

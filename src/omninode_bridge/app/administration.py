@@ -17,7 +17,7 @@ from omninode_bridge.adapters.postgres.migrations import migrate, require_curren
 from omninode_bridge.adapters.postgres.tokens import PostgresTokens
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
 from omninode_bridge.app.access import hash_of, new_secret
-from omninode_bridge.app.bootstrap import database
+from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import InvalidInput, LimitExceeded
 from omninode_bridge.domain.tenancy import (

@@ -13,13 +13,11 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from omninode_bridge.adapters import filesystem
-from omninode_bridge.adapters.embedded import EmbeddedPostgres
 from omninode_bridge.adapters.hashing import Blake3Hasher
 from omninode_bridge.adapters.memory import MemoryReads, MemoryStore
 from omninode_bridge.adapters.onextree import LocalIntelligence
@@ -38,6 +36,8 @@ from omninode_bridge.app.access import Access
 from omninode_bridge.app.audit import LawFinding, audit
 from omninode_bridge.app.backlog import Backlog
 from omninode_bridge.app.bridge import Bridge, stamp_batches
+from omninode_bridge.app.carrying import carried, running
+from omninode_bridge.app.database import server as embedded_server
 from omninode_bridge.app.following import Tail
 from omninode_bridge.app.gather import Gather
 from omninode_bridge.app.ingest import Ingest
@@ -54,15 +54,12 @@ from omninode_bridge.nodes.container import build_container
 from omninode_bridge.nodes.contracts import Contracts, load_contracts
 from omninode_bridge.nodes.orchestrator.v1_0_0.node import NodeBridgeOrchestrator
 from omninode_bridge.nodes.reducer.v1_0_0.node import NodeBridgeReducer
-from omninode_bridge.ports import Hasher, fingerprint
+from omninode_bridge.ports import EventSource, Hasher, fingerprint
 
-DEATH_S = 10.0
-"""How long to look whether a server that refuses connections recovers or dies."""
-DEATH_LOOK_S = 0.1
 AUDITS_MAX = 1
 """Audits under way at once. Each holds a connection of the pool for as long as reading the whole database takes."""
 
-type Role = Literal["api", "orchestrator", "stamping", "reducer", "all"]
+type Role = Literal["api", "orchestrator", "stamping", "relay", "reducer", "all"]
 
 
 class Duties(NamedTuple):
@@ -76,6 +73,10 @@ class Duties(NamedTuple):
     """Runs accepted workflows."""
     records: bool = True
     """Records stamps."""
+    relays: bool = False
+    """Forwards the log to Kafka, where there is one."""
+    listens: bool = False
+    """Folds what arrives over Kafka, where there is one."""
 
 
 _DUTIES: dict[Role | None, Duties] = {
@@ -84,8 +85,9 @@ _DUTIES: dict[Role | None, Duties] = {
     "api": Duties(folds=False, keeps=False, works=False),
     "orchestrator": Duties(folds=False, keeps=False, works=True),
     "stamping": Duties(folds=False, keeps=False, works=False),
-    "reducer": Duties(folds=True, keeps=True, works=False, records=False),
-    "all": Duties(folds=True, keeps=True, works=True),
+    "relay": Duties(folds=False, keeps=False, works=False, records=False, relays=True),
+    "reducer": Duties(folds=True, keeps=True, works=False, records=False, listens=True),
+    "all": Duties(folds=True, keeps=True, works=True, relays=True, listens=True),
 }
 type Died = Callable[[], Awaitable[ServiceUnavailable]]
 """Waits until the database's server ends by itself; returns what to tell."""
@@ -163,7 +165,7 @@ async def embedded(
     """Open a bridge on the embedded PostgreSQL; its schema is brought up to date first."""
     settings = settings or Settings.read()
     contracts = load_contracts(settings.orchestrator_contract, settings.reducer_contract)
-    async with _server(settings, data_dir, role) as server:
+    async with embedded_server(settings, data_dir, "command" if role is None else "up") as server:
         if role is not None and server.attached:
             raise DataDirectoryError(
                 f"{server.data_dir} is served by another `up` already (pid {server.pid}): "
@@ -181,9 +183,11 @@ async def embedded(
 
 @asynccontextmanager
 async def connect(
-    database_url: str, settings: Settings | None = None, role: Role | None = None
+    database_url: str, settings: Settings | None = None, role: Role | None = None, *, kafka: str | None = None
 ) -> AsyncIterator[Bridge]:
     """Open a bridge on your own PostgreSQL; SchemaMismatch unless its schema is this program's.
+
+    `kafka`: its bootstrap servers; what is stamped is forwarded there, and folded from there.
 
     Where the state is kept by another reducer contract than the settings', only a reducer folds it anew at its
     start; others' reads of the state raise ForeignState until then, or until `rebuild` is called.
@@ -195,7 +199,11 @@ async def connect(
         await require_current(session)
     finally:
         await session.close()
-    async with _assemble(database_url, settings, contracts, _DUTIES[role]) as bridge:
+    duties = _DUTIES[role]
+    if kafka is not None:
+        settings = settings.model_copy(update={"kafka_bootstrap_servers": kafka})
+        duties = duties._replace(relays=True, listens=True)
+    async with _assemble(database_url, settings, contracts, duties) as bridge:
         yield bridge
 
 
@@ -222,52 +230,6 @@ async def remote_stamper(url: str, settings: Settings) -> AsyncIterator[Callable
 
 
 @asynccontextmanager
-async def database(settings: Settings, data_dir: str | os.PathLike[str] | None = None) -> AsyncIterator[str]:
-    """Yield the URL of the database: the configured one, or the embedded server's while it runs."""
-    if data_dir is None and settings.database_url is not None:
-        yield settings.database_url
-        return
-    async with _server(settings, data_dir, None) as server:
-        yield server.dsn
-
-
-@asynccontextmanager
-async def _server(
-    settings: Settings, data_dir: str | os.PathLike[str] | None, role: Role | None
-) -> AsyncIterator[EmbeddedPostgres]:
-    folder = Path(data_dir) if data_dir is not None else settings.data_dir
-    kind: Literal["up", "command"] = "command" if role is None else "up"
-    async with await EmbeddedPostgres.start(folder, kind=kind, binaries=settings.postgres_binaries) as server:
-        try:
-            yield server
-        except ServiceUnavailable as error:
-            if (death := await _death(server)) is not None:
-                raise death from error
-            raise
-
-
-async def _death(server: EmbeddedPostgres) -> ServiceUnavailable | None:
-    """Return what our server died of, None when it serves.
-
-    A server whose disk is full dies in two steps: it crashes, and then fails to recover. That is waited for:
-    what its users saw was only a lost connection, and the server says why.
-    """
-    death = asyncio.ensure_future(server.died())
-    try:
-        async with asyncio.timeout(DEATH_S):
-            while not death.done():
-                with suppress(ServiceUnavailable):
-                    (await postgres.connect(server.dsn)).terminate()
-                    return None
-                await asyncio.wait({death}, timeout=DEATH_LOOK_S)
-            return death.result()
-    except TimeoutError:
-        return None
-    finally:
-        death.cancel()
-
-
-@asynccontextmanager
 async def _assemble(
     url: str, settings: Settings, contracts: Contracts, duties: Duties, died: Died | None = None
 ) -> AsyncIterator[Bridge]:
@@ -279,8 +241,29 @@ async def _assemble(
         if duties.keeps:
             await maintenance.follow_contract()
         telemetry, tail = Telemetry(), Tail(source)
-        projector = Projector(source, state, groupings, batch_max=contracts.reducer.batch_size, meter=telemetry.reducer)
-        news = [projector.wake.set, tail.hint]
+
+        def projector_of(events: EventSource) -> Projector:
+            batch_max = contracts.reducer.batch_size
+            return Projector(events, state, groupings, batch_max=batch_max, meter=telemetry.reducer)
+
+        # Whoever waits for the state folds the log itself; the loop may fold what arrives over Kafka.
+        reader = projector_of(source)
+        transport = await stack.enter_async_context(
+            carried(
+                url,
+                pool,
+                settings,
+                contracts.orchestrator.topics,
+                source,
+                projector_of,
+                telemetry.relay,
+                utc_now,
+                relays=duties.relays,
+                listens=duties.listens,
+            )
+        )
+        projector = transport.projector or reader
+        news = [projector.wake.set, tail.hint, transport.hint]
         ledger = await stack.enter_async_context(
             Ingest(
                 [PostgresLedgerSession(url, plan, utc_now, uuid7_batch) for _ in range(settings.writers)],
@@ -291,7 +274,7 @@ async def _assemble(
             )
         )
         if duties.folds:
-            await stack.enter_async_context(_running(projector))
+            await stack.enter_async_context(running(projector, "reducer"))
         hasher = await stack.enter_async_context(_hasher(settings, contracts))
         container = await build_container(
             ledger=ledger,
@@ -334,6 +317,7 @@ async def _assemble(
             services=getattr(hasher, "breakers", None),  # the local one has none
             door=access,
             clock=utc_now,
+            more=transport.parts,
         )
         yield Bridge(
             orchestrator=orchestrator,
@@ -347,7 +331,7 @@ async def _assemble(
                 queue, count_max=settings.workflows_waiting_max, bytes_max=settings.workflows_waiting_bytes_max
             ),
             tree=tree,
-            query=Query(source, state, reads, projector, groupings, settings.state_timeout_s),
+            query=Query(source, state, reads, reader, groupings, settings.state_timeout_s),
             reads=reads,
             source=source,
             maintenance=maintenance,
@@ -379,14 +363,3 @@ async def _hasher(settings: Settings, contracts: Contracts) -> AsyncIterator[Has
 def _tell(news: Sequence[Callable[[], None]]) -> None:
     for hint in news:
         hint()
-
-
-@asynccontextmanager
-async def _running(projector: Projector) -> AsyncIterator[None]:
-    task = asyncio.create_task(projector.run(), name="reducer")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

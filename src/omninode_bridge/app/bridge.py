@@ -105,14 +105,17 @@ class Bridge:
         return bootstrap.embedded(data_dir, settings)
 
     @classmethod
-    def connect(cls, database_url: str, *, settings: Settings | None = None) -> AbstractAsyncContextManager[Bridge]:
+    def connect(
+        cls, database_url: str, *, kafka: str | None = None, settings: Settings | None = None
+    ) -> AbstractAsyncContextManager[Bridge]:
         """Open a bridge on your own PostgreSQL, whose schema `omninode-bridge migrate` has made.
 
+        `kafka`: bootstrap servers, such as "localhost:9092"; events are forwarded there and folded from there.
         Raises ServiceUnavailable when it can't be reached, SchemaMismatch when its schema does not fit.
         """
         from omninode_bridge.app import bootstrap
 
-        return bootstrap.connect(database_url, settings)
+        return bootstrap.connect(database_url, settings, kafka=kafka)
 
     def seen_by(self, visible: Visible) -> Bridge:
         """Return the same bridge as someone sees it who may see some namespaces only: the rest does not exist."""

@@ -20,7 +20,7 @@ from omninode_bridge.adapters.embedded.folder import DataFolder
 from omninode_bridge.adapters.hashing import Blake3Hasher
 from omninode_bridge.adapters.postgres.connection import POSTGRES_MAJOR_MIN
 from omninode_bridge.adapters.postgres.diagnosis import ServerFacts, examine, pending_migrations
-from omninode_bridge.app.bootstrap import database
+from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import BridgeError
 from omninode_bridge.domain.stamp import Digest, Inline

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from omninode_bridge.app import parts
 from omninode_bridge.app.following import Tail
-from omninode_bridge.app.health import Health
+from omninode_bridge.app.health import Health, Part
 from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.app.project import Projector
 from omninode_bridge.app.telemetry import Telemetry
@@ -44,6 +44,7 @@ def watch(
     services: Callable[[], Sequence[parts.Service]] | None,
     door: parts.Door,
     clock: Clock,
+    more: Sequence[Part] = (),
 ) -> Monitor:
     """Return the monitor of a process. What it does not do itself is None: a reducer, a worker, remote services."""
     looked_at = [
@@ -56,4 +57,4 @@ def watch(
     ]
     if services is not None:
         looked_at.append(parts.stamping(services))
-    return Monitor(telemetry, Health(looked_at, clock), tail)
+    return Monitor(telemetry, Health([*looked_at, *more], clock), tail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from omninode_bridge.app.health import Finding, Part
@@ -11,7 +11,7 @@ from omninode_bridge.app.project import Projector
 from omninode_bridge.app.telemetry import Reading, reading
 from omninode_bridge.domain.breaker import State
 from omninode_bridge.domain.errors import BridgeError, ServiceUnavailable
-from omninode_bridge.domain.log import START
+from omninode_bridge.domain.log import START, Head, ShardKey
 from omninode_bridge.ports import Clock, EventSource, StateStore, WorkQueue
 
 LATE_S = 30.0
@@ -123,6 +123,76 @@ def reducer(
         return Finding(gauges=gauges)
 
     return Part("reducer", check, needed=needed, asks=True)
+
+
+class Forwarder(Protocol):
+    """The relay of this process."""
+
+    trouble: Exception | None
+    held: frozenset[int]
+
+
+class Passed(Protocol):
+    """What knows how far the log was forwarded."""
+
+    async def positions(self) -> Mapping[ShardKey, Head]: ...
+
+
+class Arrivals(Protocol):
+    """This process's reading of the topics."""
+
+    strays: int
+    trouble: ServiceUnavailable | None
+
+    @property
+    def owned(self) -> Collection[tuple[str, int]]: ...
+
+
+class Filled(Protocol):
+    """What reads from the log what Kafka did not bring."""
+
+    filled: int
+
+
+def relay(source: EventSource, passed: Passed, clock: Clock, forwarder: Forwarder, *, needed: bool) -> Part:
+    """The log is forwarded to Kafka, whichever process does it."""
+
+    async def check() -> Finding:
+        at, heads = await passed.positions(), await source.heads()
+        starts = {key: at.get(key, START).position for key in heads}
+        lag = sum(max(0, head.position - starts[key]) for key, head in heads.items())
+        ids = await source.event_ids({key: start + 1 for key, start in starts.items() if start < heads[key].position})
+        age_s = max((clock().timestamp() - _made_at_s(event_id) for event_id in ids.values()), default=0.0)
+        gauges = [
+            reading("relay_lag_events", "Events that are not forwarded yet.", lag),
+            reading("relay_oldest_event_age_seconds", "Age of the oldest of them.", max(0.0, age_s)),
+            reading("relay_shards", "Shards that this process forwards.", len(forwarder.held)),
+        ]
+        if (trouble := forwarder.trouble) is not None:
+            why = trouble.message if isinstance(trouble, BridgeError) else "the log says why"
+            known = isinstance(trouble, ServiceUnavailable)
+            return Finding("degraded" if known else "down", f"it can't forward: {why}", gauges)
+        if age_s > LATE_S:
+            return Finding("degraded", f"{lag} events are not forwarded, the oldest for {age_s:.0f} s", gauges)
+        return Finding(gauges=gauges)
+
+    return Part("relay", check, needed=needed, asks=True)
+
+
+def kafka(arrivals: Arrivals, filled: Filled) -> Part:
+    """Events are read from Kafka. Without it the reducer goes on, from the log: that is slower, and no fault."""
+
+    async def check() -> Finding:
+        gauges = [
+            reading("kafka_partitions", "Partitions that this process reads.", len(arrivals.owned)),
+            Reading("kafka_strays", "Messages on the topics that are no events.", [((), arrivals.strays)], counts=True),
+            Reading("kafka_filled", "Events read from the log instead.", [((), filled.filled)], counts=True),
+        ]
+        if arrivals.trouble is not None:
+            return Finding("degraded", arrivals.trouble.message, gauges)
+        return Finding(gauges=gauges)
+
+    return Part("kafka", check)
 
 
 def workflows(queue: WorkQueue, in_flight: Callable[[], int] | None) -> Part:

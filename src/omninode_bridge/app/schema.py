@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omninode_bridge.adapters.postgres import connection, migrations
-from omninode_bridge.app.bootstrap import database
+from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
 
 

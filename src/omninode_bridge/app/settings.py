@@ -72,6 +72,15 @@ class Settings(BaseSettings):
         [], description="Stamping services that hash contents, separated by commas; without any, this process hashes."
     )
     stamping_token: str | None = Field(None, repr=False, description="Token for the stamping services.")
+    kafka_bootstrap_servers: str | None = Field(
+        None, min_length=1, description="Kafka or Redpanda, such as host:9092; without it the reducer reads PostgreSQL."
+    )
+    kafka_group: str = Field(
+        "omninode-bridge", min_length=1, max_length=255, description="Consumer group of the reducers."
+    )
+    kafka_client: dict[str, str | int | float | bool] = Field(
+        {}, repr=False, description="More settings of the Kafka client (librdkafka), as JSON: SASL, TLS, …"
+    )
     event_streams_max: int = Field(100, ge=1, description="Streams of events at once, at most; beyond it: 503.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
     log_format: Literal["json", "console"] | None = Field(

@@ -214,6 +214,20 @@ class ReducerMeter:
             self._faults.unexpected()
 
 
+class RelayMeter:
+    """Events that were forwarded to Kafka."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._events = Counter("relay_events", "Events forwarded to Kafka.", namespace=_PREFIX, registry=registry)
+        self._refused = Counter(
+            "relay_refused_events", "Events that Kafka refused: dead letters.", namespace=_PREFIX, registry=registry
+        )
+
+    def forwarded(self, events: int, refused: int) -> None:
+        self._events.inc(events - refused)
+        self._refused.inc(refused)
+
+
 class StreamMeter:
     """Streams of events."""
 
@@ -276,6 +290,7 @@ class Telemetry:
         self.http = HttpMeter(self._registry)
         self.ledger = LedgerMeter(self._registry, self.faults)
         self.reducer = ReducerMeter(self._registry, self.faults)
+        self.relay = RelayMeter(self._registry)
         self.streams = StreamMeter(self._registry)
         build = Gauge("build_info", "The program.", ["version"], namespace=_PREFIX, registry=self._registry)
         build.labels(version("omninode-bridge")).set(1)

@@ -19,7 +19,7 @@ from omninode_bridge.adapters.postgres.migrations import migrate, require_curren
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
 from omninode_bridge.adapters.postgres.upkeep import Erasure, PostgresUpkeep, Prunable
 from omninode_bridge.adapters.system import utc_now
-from omninode_bridge.app.bootstrap import database
+from omninode_bridge.app.database import database
 from omninode_bridge.app.project import Heads, Projector
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import ForeignState, InvalidInput

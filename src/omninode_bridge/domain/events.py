@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from omninode_bridge.domain.errors import CorruptEvent
-from omninode_bridge.domain.log import NIL_ID
+from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Record
 from omninode_bridge.domain.stamp import Stamp
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -69,10 +69,23 @@ class Erased(_CloudEvent, frozen=True, kw_only=True, tag=ERASED_SCHEMA, gc=False
     """A tombstone: what is left of an event whose namespace was erased, at `time`. It counts nowhere."""
 
 
+class _Place(msgspec.Struct, frozen=True, gc=False):
+    """What tells where an event stands in the log; the rest is passed over."""
+
+    id: str
+    type: str
+    subject: str
+    namespace: str
+    shard: int
+    position: int
+    previousid: str
+
+
 type Event = StampingCompleted | StampingFailed | Erased
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
+_placer = msgspec.json.Decoder(_Place)
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed | Erased)
 
 
@@ -115,3 +128,16 @@ def decode(body: bytes) -> Event:
     if event.namespace != event.data.namespace or event.subject != event.data.workflow_id:
         raise CorruptEvent(f"event {event.id} disagrees with its own data about namespace or workflow")
     return event
+
+
+def record_of(body: bytes) -> Record:
+    """Return the place in the log that an event names, with the event; CorruptEvent where it names none."""
+    try:
+        place = _placer.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise CorruptEvent(f"not an event with a place in the log: {error}") from error
+    if place.position < 1 or not 0 <= place.shard < SHARDS_MAX:
+        raise CorruptEvent(f"shard {place.shard} position {place.position} is no place in a log")
+    return Record(
+        place.type, place.shard, place.position, place.id, place.previousid, place.namespace, place.subject, body
+    )

@@ -96,6 +96,14 @@ class Queue(msgspec.Struct, frozen=True):
     pause_max_s: float = 60.0
 
 
+class Topics(msgspec.Struct, frozen=True):
+    """The topics of a transport that the events are published on, and how those that are missing are made."""
+
+    names: tuple[str, ...]
+    partitions: int = 12
+    retention_ms: int = 604_800_000
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What a workflow does, in order, and which triggers move its state."""
 

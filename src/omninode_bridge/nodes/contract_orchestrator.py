@@ -24,7 +24,8 @@ from omnibase_core.models.contracts.subcontracts.model_effect_circuit_breaker im
 
 from omninode_bridge.domain.breaker import BreakerLimits, CallPolicy
 from omninode_bridge.domain.errors import IllegalTransition
-from omninode_bridge.domain.workflow import Plan, Retry, Step, StepKind
+from omninode_bridge.domain.workflow import Plan, Retry, Step, StepKind, Topics
+from omninode_bridge.nodes.contract_kafka import compile_kafka
 from omninode_bridge.nodes.contract_machine import Fsm, compile_machine
 from omninode_bridge.nodes.contract_queue import compile_queue
 from omninode_bridge.nodes.contract_reading import (
@@ -62,6 +63,7 @@ _ACTED = DESCRIPTIVE | {
 _CONFIG_KEYS = (
     "batch_items_max",
     "hash_mib_per_s_min",
+    "kafka",
     "queue",
     "retry",
     "stamping",
@@ -94,6 +96,8 @@ class OrchestratorContract:
     """What the slowest storage that counts as working gives: the hash step has that much more time for its bytes."""
     stamping: CallPolicy
     """How stamping services are called, where there are any."""
+    topics: Topics
+    """The topics on Kafka, where there is one."""
     steps: tuple[ModelWorkflowStep, ...]
     """The plan's steps as ONEX plans them; frozen models."""
     model: ModelContractOrchestrator
@@ -140,9 +144,12 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     hash_mib_per_s_min = _whole_number(config, "config", "hash_mib_per_s_min", (1, HASH_MIB_PER_S_MAX), found)
     stamping = _compile_stamping(config.get("stamping"), compiled, hash_mib_per_s_min, found)
     queue = compile_queue(config.get("queue"), batch_items_max, found)
+    kafka = compile_kafka(config.get("kafka"), topics, found)
     fsm = compile_machine(config.get("state_machine"), "config.state_machine", found)
-    if found or fsm is None or retry is None or triggers is None or stamping is None or queue is None:
+    if found or None in (fsm, retry, triggers, stamping, queue, kafka):
         return None
+    assert fsm is not None and retry is not None and triggers is not None and queue is not None
+    assert stamping is not None and kafka is not None
     plan = Plan(
         fsm.machine,
         tuple(compiled),
@@ -169,6 +176,7 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
         model.performance.single_operation_max_ms,
         hash_mib_per_s_min,
         stamping,
+        kafka,
         tuple(steps),
         model,
         document.fingerprint,

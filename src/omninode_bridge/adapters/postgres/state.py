@@ -13,6 +13,7 @@ from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres import rows
 from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, seeing, translated
+from omninode_bridge.adapters.postgres.positions import Moves, move
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.errors import ForeignState, ServiceUnavailable
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
@@ -27,8 +28,6 @@ BUILD_LEASE_S = 600.0
 """How long a generation is left to its builder after its last batch, which took milliseconds."""
 
 _SQL = load("state")
-
-type Moves = Mapping[ShardKey, tuple[Head, Head]]
 
 
 class PostgresEventSource:
@@ -149,7 +148,8 @@ class PostgresStateStore:
     ) -> None:
         if await connection.fetchval(_SQL["hold_generation"], generation.number) is None:
             raise _Refused
-        await _move(connection, generation.consumer, moves)
+        if not await move(connection, generation.consumer, moves):
+            raise _Refused
         if delta:
             await connection.execute(_SQL["merge_state"], rows.state_rows(generation.number, delta))
         if dead_letters:
@@ -270,37 +270,6 @@ async def _clear(connection: Connection, retired: Generation) -> None:
 
 class _Refused(Exception):
     """A position was not where the move starts, or the generation is retired: roll back."""
-
-
-async def _move(connection: Connection, consumer: str, moves: Moves) -> None:
-    ordered = sorted(moves.items())
-    first = [(key, to) for key, (start, to) in ordered if start == START]
-    later = [(key, start, to) for key, (start, to) in ordered if start != START]
-    moved = 0
-    if first:
-        done = await connection.execute(
-            _SQL["first_positions"],
-            consumer,
-            [key[0] for key, _ in first],
-            [key[1] for key, _ in first],
-            [to.position for _, to in first],
-            [to.event_id for _, to in first],
-        )
-        moved += int(done.rsplit(" ", 1)[1])
-    if later:
-        done = await connection.execute(
-            _SQL["move_positions"],
-            consumer,
-            [key[0] for key, _, _ in later],
-            [key[1] for key, _, _ in later],
-            [start.position for _, start, _ in later],
-            [start.event_id for _, start, _ in later],
-            [to.position for _, _, to in later],
-            [to.event_id for _, _, to in later],
-        )
-        moved += int(done.rsplit(" ", 1)[1])
-    if moved != len(ordered):
-        raise _Refused
 
 
 async def _positions(connection: Connection, generation: Generation) -> dict[ShardKey, Head]:

@@ -1,0 +1,94 @@
+"""How far the log was forwarded, on a session of its own that holds the locks of the shards it forwards.
+
+The positions move in that same session: when it is lost, so are the locks, and no position moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from asyncpg.connection import Connection
+
+from omninode_bridge.adapters.postgres import rows
+from omninode_bridge.adapters.postgres.connection import SERVICE, Pool, connect, translated
+from omninode_bridge.adapters.postgres.positions import move
+from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.log import Head, ShardKey
+from omninode_bridge.ports import DeadLetter
+from omninode_bridge.ports.transport import Unsent
+
+CONSUMER = "relay"
+RELAY_LOCK_CLASS = 0x0B21D6F
+"""First key of the advisory locks on the shards that are forwarded; the second is the shard."""
+
+_SQL = load("relay")
+
+
+class PostgresForwarding:
+    """The relay's side of the log. Its session is opened when it is needed, and again after it was lost."""
+
+    def __init__(self, url: str, pool: Pool) -> None:
+        self._url = url
+        self._pool = pool
+        self._session: Connection | None = None
+        self._held: frozenset[int] = frozenset()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            self._session.terminate()
+
+    async def hold(self) -> frozenset[int]:
+        session = await self._open()
+        with translated("taking shards to forward"):
+            found = await session.fetch(_SQL["hold"], RELAY_LOCK_CLASS, sorted(self._held))
+            if found:
+                self._held |= {row["shard"] for row in found}
+                await session.execute(_SQL["begin"], CONSUMER)
+        return self._held
+
+    async def positions(self) -> dict[ShardKey, Head]:
+        with translated("reading how far the log was forwarded"):
+            found = await self._pool.fetch(_SQL["positions"], CONSUMER)
+        return {(row["topic"], row["shard"]): rows.head_of(row) for row in found}
+
+    async def forwarded(self, moves: Mapping[ShardKey, tuple[Head, Head]], refused: Sequence[DeadLetter]) -> bool:
+        session = await self._open()
+        with translated("saving how far the log was forwarded"):
+            try:
+                async with session.transaction():
+                    if not await move(session, CONSUMER, moves):
+                        raise _Moved
+                    if refused:
+                        records = rows.record_rows([letter.record for letter in refused])
+                        await session.execute(_SQL["refuse"], records, [letter.reason for letter in refused])
+            except _Moved:
+                return False
+        return True
+
+    async def unsent(self, limit: int) -> list[Unsent]:
+        session = await self._open()
+        with translated("reading dead letters"):
+            found = await session.fetch(_SQL["unsent"], limit)
+        return [Unsent(row["id"], DeadLetter(record=rows.record_of(row), reason=row["reason"])) for row in found]
+
+    async def sent(self, letters: Sequence[Unsent]) -> None:
+        session = await self._open()
+        with translated("noting sent dead letters"):
+            await session.execute(_SQL["sent"], [letter.number for letter in letters])
+
+    async def _open(self) -> Connection:
+        if self._session is None or self._session.is_closed():
+            self._held = frozenset()
+            self._session = await connect(self._url, by_key=True, role=SERVICE)
+        return self._session
+
+
+class _Moved(Exception):
+    """Another relay moved a position: roll back."""

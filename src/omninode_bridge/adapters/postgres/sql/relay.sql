@@ -1,0 +1,31 @@
+Statements of the relay.
+
+-- name: hold
+-- The shards that nobody forwards, of those that are not held already; a lock taken twice would have to be given back
+-- twice.
+SELECT s.shard FROM (SELECT DISTINCT shard FROM log_heads WHERE shard <> ALL ($2::integer[]) OFFSET 0) AS s
+WHERE pg_try_advisory_lock($1, s.shard)
+
+-- name: begin
+-- Retention deletes only what every consumer has passed: one that begins later begins there.
+INSERT INTO consumer_positions (consumer, topic, shard, position, event_id)
+SELECT $1, p.topic, p.shard, p.position, p.event_id FROM consumer_positions AS p
+JOIN state_generations AS g ON g.status = 'base' AND p.consumer = 'reducer/' || g.generation
+ON CONFLICT DO NOTHING
+
+-- name: positions
+SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
+
+-- name: refuse
+INSERT INTO dead_letters (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
+SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason
+FROM unnest($1::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, n)
+JOIN unnest($2::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
+ON CONFLICT DO NOTHING
+
+-- name: unsent
+SELECT id, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason FROM dead_letters
+WHERE forwarded_at IS NULL ORDER BY id LIMIT $1
+
+-- name: sent
+UPDATE dead_letters SET forwarded_at = now() WHERE id = ANY ($1::bigint[])
