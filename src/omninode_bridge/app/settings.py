@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         {}, repr=False, description="More settings of the Kafka client (librdkafka), as JSON: SASL, TLS, …"
     )
     event_streams_max: int = Field(100, ge=1, description="Streams of events at once, at most; beyond it: 503.")
+    start_timeout_s: float = Field(
+        60.0, ge=0, description="How long `serve` waits at its start for what it needs, in seconds."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
     log_format: Literal["json", "console"] | None = Field(
         None, description="How log lines look; left out: as text on a terminal, else as JSON."

@@ -99,8 +99,11 @@ def up(
 @app.command()
 def serve(
     role: Annotated[
-        Literal["api", "orchestrator", "stamping", "reducer", "all"],
-        typer.Option(help="What this process does: answer calls, run accepted workflows, hash, fold, or all of it."),
+        Literal["api", "orchestrator", "stamping", "relay", "reducer", "all"],
+        typer.Option(
+            help="What this process does: answer calls, run accepted workflows, hash, forward events to Kafka, "
+            "fold them, or all of it."
+        ),
     ],
     database_url: DatabaseUrl = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: BRIDGE_HOST, or 127.0.0.1]")] = None,

@@ -40,8 +40,10 @@ def serve(role: Role, database_url: str | None, host: str | None, port: int | No
         )
 
     async def work() -> int:
+        from omninode_bridge.app.waiting import wait_for_dependencies
         from omninode_bridge.http.server import serve as serving
 
+        await wait_for_dependencies(settings, role, _notice)
         await serving(settings, role=role, announce=lambda url: _announce(url, role), notice=_notice)
         return FINE
 
