@@ -19,4 +19,6 @@ compile() {
 compile requirements/uv.txt "$@" requirements/uv.in
 compile requirements/bench.txt "$@" pyproject.toml --group bench
 compile requirements/dev.txt "$@" pyproject.toml --group dev --constraint requirements/bench.txt
-compile requirements/runtime.txt "$@" pyproject.toml --constraint requirements/dev.txt
+compile requirements/runtime.txt "$@" pyproject.toml --extra kafka --constraint requirements/dev.txt
+# What builds the package, for an image that has nothing else of development.
+compile requirements/build.txt "$@" --group pyproject.toml:build --constraint requirements/dev.txt

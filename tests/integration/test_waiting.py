@@ -92,9 +92,8 @@ async def test_what_does_not_come_is_named_and_ends_it_with_3(what: str, servers
         async with starting("all", **environment) as process:
             _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
             assert process.returncode == 3
-            assert errors.decode().startswith(
-                f"omninode-bridge: {what} was not there in 0.5 s (BRIDGE_START_TIMEOUT_S)"
-            )
+            said = errors.decode()
+            assert said.startswith(f"omninode-bridge: {what} was not there in 0.5 s (BRIDGE_START_TIMEOUT_S)")
             assert place in said
     finally:
         await servers["embedded"].drop(url)

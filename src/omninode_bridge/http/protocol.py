@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from omninode_bridge.http.bodies import ALL_HERE
 from omninode_bridge.http.envelope import LINGER_S_MAX
 from omninode_bridge.http.problems import MEDIA_TYPE, TYPE, Problem
 
@@ -199,6 +200,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._steps += 1
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        under_way: RequestResponseCycle = self.cycle
+        under_way.scope["state"][ALL_HERE] = True
+        super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the way back open for who has sent all and waits for his answer, which is the last then."""
