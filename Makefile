@@ -57,5 +57,5 @@ lock: set-up ## Recompile requirements/*.txt from pyproject.toml (LOCK_ARGS=--up
 	@scripts/set-up.sh
 
 clean: ## Remove .venv, caches, builds, the demo's data and Kafka with its data
-	rm -rf .venv .kafka build dist demo-data .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-quix .kafka build dist demo-data .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +

@@ -28,6 +28,12 @@ async def _folding(place: Place) -> list[Row]:
     return await folding(place)
 
 
+async def _carrying(place: Place) -> list[Row]:
+    from benchmarks.carrying import kafka_reduce  # polars, and a broker
+
+    return await kafka_reduce(place)
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     "hash-large": hashing.hash_large,
     "hash-small": hashing.hash_small,
@@ -35,13 +41,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "stamp-again": stamping.stamp_again,
     "api": api.api,
     "fold": _folding,
+    "kafka-reduce": _carrying,
     "fsm": transitions.fsm,
     "memory": processes.memory,
     "start": processes.start,
     "growth": growth.growth,
 }
 ROWS = (
-    "hash-large", "hash-small", "stamp-tree", "stamp-again", "api", "api-p99", "fold", "fold-from-bytes", "fsm",
+    "hash-large", "hash-small", "stamp-tree", "stamp-again", "api", "api-p99", "fold", "fold-from-bytes",
+    "kafka-reduce", "kafka-two", "fsm",
     "memory-idle", "memory-upload", "memory-file", "start-help", "start-up",
     "growth", "growth-cpu", *(f"growth-{lookup.name}" for lookup in LOOKUPS),
 )  # fmt: skip

@@ -27,11 +27,11 @@ import msgspec
 from blake3 import blake3
 
 from benchmarks import loadgen
+from benchmarks.databases import Databases
 from benchmarks.machine import ROOT
 from benchmarks.measure import Debt, ResultsDiffer, Row, Run, Turns, say, take_turns, the_same
 from benchmarks.place import Place
 from benchmarks.service import PROGRAM, environment
-from benchmarks.stamping import _Databases as Databases
 from benchmarks.wanted import COLUMNS, CONTENT_BYTES, NAMESPACE, Wanted, stamps_hash, wanted
 from omninode_bridge.adapters.postgres import connection as postgres
 from omninode_bridge.app import bootstrap

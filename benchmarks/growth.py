@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import corpus, lookups
+from benchmarks.databases import Databases
 from benchmarks.measure import Debt, ResultsDiffer, Row, result_hash, say, the_same
 from benchmarks.place import GIB, Place
-from benchmarks.stamping import _Databases
 from omninode_bridge.app import bootstrap
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.domain.errors import BridgeError
@@ -193,7 +193,7 @@ class Database:
         return result_hash(f"{name} {totals}" for name, totals in found.items())
 
 
-class _Growing(_Databases):
+class _Growing(Databases):
     """The server, with clones of databases, and what it costs."""
 
     async def level(self, place: Place, small: Database, large: Database | None) -> Level:

@@ -7,23 +7,17 @@ every file is hashed, committed, in the event log and counted in the namespace's
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import asyncpg
 
 from benchmarks import floor
+from benchmarks.databases import Databases
 from benchmarks.measure import Debt, ResultsDiffer, Row, Run, result_hash, take_turns, the_same, timed
 from benchmarks.place import Place
-from omninode_bridge.adapters.embedded import EmbeddedPostgres
 from omninode_bridge.adapters.postgres import connection as postgres
-from omninode_bridge.adapters.postgres.migrations import migrate
 from omninode_bridge.app import bootstrap
 from omninode_bridge.app.bridge import Bridge
 
 NAMESPACE = "benchmark.tree"
-_TEMPLATE = "template_bridge"
 
 
 async def stamp_tree(place: Place) -> list[Row]:
@@ -62,7 +56,7 @@ async def stamp_tree(place: Place) -> list[Row]:
         return Run(tree.files / watch.seconds, result)
 
     with place.inside():
-        async with _Databases.on(place) as databases:
+        async with Databases.on(place) as databases:
             turns = await take_turns("stamp-tree", place.size.pairs_slow, ours, theirs)
     return [
         Row(
@@ -87,7 +81,7 @@ async def stamp_again(place: Place) -> list[Row]:
     second: list[float] = []
     results: list[str] = []
     with place.inside():
-        async with _Databases.on(place) as databases:
+        async with Databases.on(place) as databases:
             for _ in range(place.size.pairs_slow):
                 async with databases.fresh() as url, bootstrap.connect(url) as bridge:
                     with timed() as watch:
@@ -145,45 +139,3 @@ async def _stamps(connection: asyncpg.Connection) -> str:
         " FROM metadata_stamps"
     )
     return result_hash(" ".join(map(str, row.values())) for row in found)
-
-
-class _Databases:
-    """A server of the run's own that hands out fresh databases."""
-
-    def __init__(self, server: EmbeddedPostgres, admin: asyncpg.Connection) -> None:
-        self._server = server
-        self._admin = admin
-        self._numbers = itertools.count(1)
-
-    @classmethod
-    @asynccontextmanager
-    async def on(cls, place: Place) -> AsyncIterator[_Databases]:
-        async with await EmbeddedPostgres.start(place.folder / "postgres") as server:
-            admin = await asyncpg.connect(server.dsn)
-            try:
-                databases = cls(server, admin)
-                # Left over when an earlier benchmark of this run used the same server.
-                await admin.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}")
-                await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
-                session = await postgres.connect(databases._url(_TEMPLATE))
-                try:
-                    await migrate(session)
-                finally:
-                    await session.close()
-                yield databases
-            finally:
-                await admin.close()
-
-    @asynccontextmanager
-    async def fresh(self) -> AsyncIterator[str]:
-        """Yield the URL of an empty database, dropped afterwards. A checkpoint gives every run the same start."""
-        name = f"run_{next(self._numbers)}"
-        await self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-        try:
-            await self._admin.execute("CHECKPOINT")
-            yield self._url(name)
-        finally:
-            await self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-    def _url(self, database: str) -> str:
-        return self._server.dsn.replace("/bridge?", f"/{database}?")

@@ -22,3 +22,5 @@ compile requirements/dev.txt "$@" pyproject.toml --group dev --constraint requir
 compile requirements/runtime.txt "$@" pyproject.toml --extra kafka --constraint requirements/dev.txt
 # What builds the package, for an image that has nothing else of development.
 compile requirements/build.txt "$@" --group pyproject.toml:build --constraint requirements/dev.txt
+# Of the benchmarks' peers the one that can't share an environment with ours.
+compile requirements/peers/quix.txt "$@" --group pyproject.toml:quix

@@ -29,7 +29,7 @@ hand_pip_settings_to_uv() {
 
 # The folder is part of the key: scripts in a virtual environment name it, so a moved one must be built anew.
 wanted_key() { { pwd; cat pyproject.toml requirements/uv.txt requirements/dev.txt scripts/set-up.sh; } | sha256sum; }
-wanted_bench_key() { cat requirements/bench.txt | sha256sum; }
+wanted_bench_key() { cat requirements/bench.txt requirements/peers/quix.txt | sha256sum; }
 identity='import sys; print(sys.base_prefix, *sys.version_info[:3])'
 
 runs_as_wanted() {
@@ -75,6 +75,9 @@ add_bench() {
     hand_pip_settings_to_uv
     say "installing what the benchmarks are compared with (requirements/bench.txt)"
     .venv/bin/uv pip install --quiet --python "$venv_python" --require-hashes --compile-bytecode -r requirements/bench.txt
+    say "installing a peer that needs an environment of its own (requirements/peers/quix.txt, .venv-quix)"
+    "$venv_python" -m venv .venv-quix
+    .venv/bin/uv pip install --quiet --python .venv-quix/bin/python --require-hashes -r requirements/peers/quix.txt
     wanted_bench_key >.venv/set-up-bench.key
 }
 

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+PEERS = sorted((ROOT / "requirements" / "peers").glob("*.txt"))
+"""Locks of environments of their own."""
 LINES_MAX = 400
 
 # In pieces, so that this file holds no address itself.
@@ -50,7 +52,7 @@ def test_no_file_names_a_package_registry() -> None:
     assert named == []
 
 
-@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*LOCKS, *PEERS], ids=lambda path: path.stem)
 def test_pins_are_exact_hashed_and_without_addresses(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     lines = text.replace("\\\n", "").splitlines()

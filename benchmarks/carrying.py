@@ -1,0 +1,303 @@
+"""Kafka → reducer → PostgreSQL, exactly once: `serve --role reducer` against Quix Streams, on a real broker.
+
+The events of `folding`, in shards, are in the event log and on the topic before the clock starts. Our side is one
+reducer process, or two, with a database and a group of its own: held up until each has its partitions; the clock runs
+from when a quarter of the events is folded to the last commit in PostgreSQL, and the totals must be those of the plain
+fold. Records that it read from the log instead of Kafka are told. The counterpart gets the first of the same events
+(it is slower), on a topic that is keyed as it likes it; its sums must be right as well.
+
+Without `.venv-quix` (scripts/set-up.sh bench makes it) ours is measured alone, and what is owed on the ratio is not
+met.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import msgspec
+
+from benchmarks.databases import Databases
+from benchmarks.folding import make_events
+from benchmarks.machine import ROOT
+from benchmarks.measure import Debt, ResultsDiffer, Row, Run, Turns, result_hash, say, take_turns, the_same
+from benchmarks.place import Place
+from benchmarks.service import PROGRAM, environment
+from omninode_bridge.adapters.kafka import KafkaPublisher, KafkaSettings
+from omninode_bridge.adapters.postgres import connection as postgres
+from omninode_bridge.adapters.postgres.state import PostgresStateStore
+from omninode_bridge.app.project import live_generation
+from omninode_bridge.domain.events import Erased, StampingFailed, decode, encode, record_of
+from omninode_bridge.domain.log import NIL_ID, Record
+from omninode_bridge.domain.reduction import State, fold, item_of
+from omninode_bridge.domain.workflow import Topics
+from omninode_bridge.nodes.contracts import load_contracts
+from tests.broker import Broker
+
+QUIX_PYTHON = ROOT / ".venv-quix" / "bin" / "python"
+SHARDS = 8
+IN_A_ROW = 50
+"""Events that one shard gets before the next, about as a writer's commits come."""
+PUBLISHED_AT_ONCE = 4000
+WARM_UP = 0.25
+"""Part of the events before the clock starts: more than what is in memory when they may begin."""
+LOOK_S = 0.005
+PATIENCE_S = 300
+
+
+class Given:
+    """The events, as records of a log of SHARDS shards, and what they add up to."""
+
+    def __init__(self, count: int) -> None:
+        self.contracts = load_contracts()
+        self.records = list(_chains(make_events(count)))
+        items = [item_of(decode(record.body)) for record in self.records]
+        self.state: State = fold(items, self.contracts.reducer.groupings)
+        self.result = _hash(self.state)
+
+
+async def kafka_reduce(place: Place) -> list[Row]:
+    """Measure one reducer against Quix Streams, then two reducers against one."""
+    given = Given(place.size.kafka_events)
+    pairs = place.size.pairs_slow
+    filled: list[float] = []
+    async with Databases.on(place) as databases, _broker(place) as broker:
+        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, group="unused")
+        said = time.perf_counter()
+        await _publish(kafka, given.contracts.orchestrator.topics, given.records)
+        published = len(given.records) / (time.perf_counter() - said)
+        few = given.records[: place.size.peer_events]
+
+        async def ours(reducers: int = 1) -> Run:
+            rate, from_log = await _reduce(databases, broker, given, reducers)
+            filled.append(from_log)
+            return Run(rate, given.result)
+
+        async def theirs() -> Run:
+            return Run(await _quix(broker, place.folder, few), given.result)
+
+        if QUIX_PYTHON.exists():
+            await _publish_keyed(kafka, few)
+            turns = await take_turns("kafka-reduce", pairs, ours, theirs, warm_up=False)
+        else:
+            runs = [await ours() for _ in range(pairs)]
+            turns = Turns([run.rate for run in runs], [], the_same("kafka-reduce", (run.result for run in runs)))
+        two = await take_turns("kafka-two", pairs, lambda: ours(2), ours, warm_up=False)
+    events = len(given.records)
+    return [
+        Row(
+            name="kafka-reduce",
+            what=f"{events:,} events from Kafka to totals in PostgreSQL, exactly once, one reducer process",
+            against="Quix Streams, exactly-once, summing by namespace" if turns.theirs else "",
+            unit="events/s",
+            ours=turns.ours,
+            theirs=turns.theirs,
+            ratios=turns.ratios if turns.theirs else [],
+            owed=[Debt("ratio", "≥", 5), Debt("ours", "≥", 100_000)],
+            result=turns.result,
+            note=f"of these, {100 * statistics.median(filled):.0f} in 100 were read from the log; "
+            f"the publisher sent {published:,.0f} a second; "
+            + (f"Quix Streams had the first {len(few):,}" if turns.theirs else "Quix Streams is not installed"),
+        ),
+        Row(
+            name="kafka-two",
+            what="the same by two reducer processes",
+            against="by one",
+            unit="events/s",
+            ours=two.ours,
+            theirs=two.theirs,
+            ratios=two.ratios,
+            result=two.result,
+            note="two reducers, the broker and PostgreSQL share the machine's processors",
+        ),
+    ]
+
+
+def _chains(bodies: Sequence[bytes]) -> Iterator[Record]:
+    """Give each event a place in one of the shards of its topic."""
+    heads: dict[tuple[str, int], tuple[int, str]] = {}
+    for number, body in enumerate(bodies):
+        event = decode(body)
+        assert not isinstance(event, Erased)
+        key = event.type, number // IN_A_ROW % SHARDS
+        position, previous_id = heads.get(key, (0, NIL_ID))
+        heads[key] = position + 1, event.id
+        moved = msgspec.structs.replace(event, shard=key[1], position=position + 1, previousid=previous_id)
+        yield record_of(encode(moved))
+
+
+def _hash(state: State) -> str:
+    return result_hash(f"{key} {totals}" for key, totals in state.items())
+
+
+@asynccontextmanager
+async def _broker(place: Place) -> AsyncIterator[Broker]:
+    folder = place.folder / "kafka"
+    folder.mkdir()
+    try:
+        async with Broker(folder) as broker:
+            yield broker
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _publish(kafka: KafkaSettings, topics: Topics, records: Sequence[Record]) -> None:
+    async with KafkaPublisher(kafka, topics) as publisher:
+        await publisher.prepare()
+        for start in range(0, len(records), PUBLISHED_AT_ONCE):
+            refused = await publisher.publish(records[start : start + PUBLISHED_AT_ONCE])
+            assert not any(refused), refused
+
+
+_KEYED = Topics(("quix.events",), partitions=12)
+
+
+async def _publish_keyed(kafka: KafkaSettings, records: Sequence[Record]) -> None:
+    """Publish on a topic of the counterpart's, whose key is the namespace and whose partition is the key's."""
+    names = sorted({record.namespace for record in records})
+    keyed = [
+        msgspec.structs.replace(
+            record, topic=_KEYED.names[0], workflow_id=record.namespace, shard=names.index(record.namespace)
+        )
+        for record in records
+    ]
+    await _publish(kafka, _KEYED, keyed)
+
+
+async def _reduce(databases: Databases, broker: Broker, given: Given, reducers: int) -> tuple[float, float]:
+    """Return events a second, and which part of them was read from the log."""
+    count = len(given.records)
+    async with databases.fresh() as url:
+        session = await postgres.connect(url)
+        try:
+            await _log(session, given.records)
+            async with postgres.pool(url) as pool:
+                await live_generation(PostgresStateStore(pool), given.contracts.reducer.groupings)
+            with ExitStack() as stack:
+                group = uuid4().hex
+                async with session.transaction():
+                    # Nothing is folded before all of them have their partitions, and what they read first.
+                    await session.execute("SELECT FROM state_generations FOR UPDATE")
+                    running = [stack.enter_context(_reducer(url, broker, group)) for _ in range(reducers)]
+                    await _assigned(running)
+                rate = await _timed(session, count)
+                filled = sum(_gauge(address, "kafka_filled_total") for address in running)
+            async with postgres.pool(url) as pool:
+                if _hash(await PostgresStateStore(pool).rows(None)) != given.result:
+                    raise ResultsDiffer("kafka-reduce: the totals are not those of the fold")
+        finally:
+            await session.close()
+    return rate, filled / count
+
+
+async def _log(session: asyncpg.Connection, records: Sequence[Record]) -> None:
+    """Write the records into the event log, from where they were published."""
+    rows = [msgspec.structs.astuple(record) for record in records]
+    await session.copy_records_to_table("event_log", records=rows, timeout=PATIENCE_S)
+    heads = {(record.topic, record.shard): record for record in records}
+    await session.copy_records_to_table(
+        "log_heads", records=[(*key, head.position, head.event_id, 0) for key, head in heads.items()]
+    )
+    await session.execute("ANALYZE")
+    await session.execute("CHECKPOINT")
+
+
+async def _assigned(running: Sequence[str]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not all(_gauge(address, "kafka_partitions") for address in running):  # noqa: ASYNC110 - it can only be asked
+            await asyncio.sleep(0.1)
+
+
+async def _timed(session: asyncpg.Connection, count: int) -> float:
+    """Return events a second, from when WARM_UP of them are folded to the last commit."""
+    first, began_s = 0, time.perf_counter()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            folded = await session.fetchval(
+                "SELECT coalesce(sum(position), 0)::bigint FROM consumer_positions WHERE consumer LIKE 'reducer/%'"
+            )
+            now_s = time.perf_counter()
+            if folded == count:
+                return float((count - first) / (now_s - began_s))
+            if not first and folded >= WARM_UP * count:
+                first, began_s = folded, now_s
+            await asyncio.sleep(LOOK_S)
+
+
+@contextmanager
+def _reducer(url: str, broker: Broker, group: str) -> Iterator[str]:
+    """Run a reducer process; yield where it serves."""
+    settings = {
+        "BRIDGE_DATABASE_URL": url,
+        "BRIDGE_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "BRIDGE_KAFKA_GROUP": group,
+    }
+    process = subprocess.Popen(
+        [PROGRAM, "serve", "--role", "reducer", "--port", "0"],
+        env=environment() | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if "http://" in line), "")
+        found = re.search(r"http://[^\s/]+", line)
+        if found is None:
+            raise RuntimeError("kafka-reduce: the reducer did not serve")
+        yield found[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _gauge(address: str, name: str) -> float:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:  # noqa: S310 - an address of our own
+        text = answer.read().decode()
+    found = re.search(rf"^omninode_bridge_{name} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+async def _quix(broker: Broker, folder: Path, records: Sequence[Record]) -> float:
+    """Return the counterpart's events a second; ResultsDiffer unless its sums are right."""
+    state = folder / "quix"
+    arguments = [broker.bootstrap_servers, _KEYED.names[0], uuid4().hex, str(len(records)), str(state)]
+    process = await asyncio.create_subprocess_exec(
+        QUIX_PYTHON, ROOT / "benchmarks" / "quix_peer.py", *arguments, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    async with asyncio.timeout(PATIENCE_S):
+        said, _ = await process.communicate()
+    shutil.rmtree(state, ignore_errors=True)
+    found = json.loads(said)
+    wanted: dict[str, dict[str, int]] = {}
+    for record in records:
+        event = decode(record.body)
+        assert not isinstance(event, Erased)
+        empty = {"stamps": 0, "failed": 0, "bytes": 0, "processing_us": 0}
+        totals = wanted.setdefault(record.namespace, empty)
+        if isinstance(event, StampingFailed):
+            totals["failed"] += 1
+        else:
+            totals["stamps"] += 1
+            totals["bytes"] += event.data.file_size
+            totals["processing_us"] += round(event.data.processing_time_ms * 1000)
+    if found["sums"] != wanted:
+        raise ResultsDiffer("kafka-reduce: Quix Streams comes to other sums")
+    say(f"kafka-reduce: Quix Streams took {found['seconds']:.1f} s for {len(records):,} events")
+    return float(len(records) / found["seconds"])
