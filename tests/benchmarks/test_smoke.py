@@ -12,6 +12,7 @@ import uvloop
 
 from benchmarks import corpus
 from benchmarks.__main__ import BENCHMARKS, ROWS, main
+from benchmarks.carrying import QUIX_PYTHON
 from benchmarks.folding import by_polars, folded_from_bytes, make_events
 from benchmarks.growth import require_room
 from benchmarks.lookups import LOOKUPS, percentile
@@ -28,8 +29,11 @@ OCCASION = Occasion("2026-01-01", "abcdef0", 0.5)
 COMPARED = {"hash-large", "hash-small", "stamp-tree", "stamp-again", "fold", "fold-from-bytes", "fsm"}
 if find_spec("dbos") is not None:  # of the group `bench` only: without it, the API is measured alone
     COMPARED.add("api")
+COMPARED.add("kafka-two")
+if QUIX_PYTHON.exists():
+    COMPARED.add("kafka-reduce")
 COMPARED |= {name for name in ROWS if name.startswith("growth")}
-NOT_OWED = {"fold-from-bytes", *(f"growth-{lookup.name}" for lookup in LOOKUPS if not lookup.owed)}
+NOT_OWED = {"fold-from-bytes", "kafka-two", *(f"growth-{lookup.name}" for lookup in LOOKUPS if not lookup.owed)}
 
 
 @pytest.fixture(scope="module")
