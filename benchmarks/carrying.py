@@ -95,7 +95,7 @@ async def kafka_reduce(place: Place) -> list[Row]:
         else:
             runs = [await ours() for _ in range(pairs)]
             turns = Turns([run.rate for run in runs], [], the_same("kafka-reduce", (run.result for run in runs)))
-        two = await take_turns("kafka-two", pairs, lambda: ours(2), ours, warm_up=False)
+        two = await take_turns("kafka-reduce-two", pairs, lambda: ours(2), ours, warm_up=False)
     events = len(given.records)
     return [
         Row(
@@ -113,7 +113,7 @@ async def kafka_reduce(place: Place) -> list[Row]:
             + (f"Quix Streams had the first {len(few):,}" if turns.theirs else "Quix Streams is not installed"),
         ),
         Row(
-            name="kafka-two",
+            name="kafka-reduce-two",
             what="the same by two reducer processes",
             against="by one",
             unit="events/s",

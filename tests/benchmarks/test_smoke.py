@@ -29,11 +29,11 @@ OCCASION = Occasion("2026-01-01", "abcdef0", 0.5)
 COMPARED = {"hash-large", "hash-small", "stamp-tree", "stamp-again", "fold", "fold-from-bytes", "fsm"}
 if find_spec("dbos") is not None:  # of the group `bench` only: without it, the API is measured alone
     COMPARED.add("api")
-COMPARED.add("kafka-two")
+COMPARED.add("kafka-reduce-two")
 if QUIX_PYTHON.exists():
     COMPARED.add("kafka-reduce")
 COMPARED |= {name for name in ROWS if name.startswith("growth")}
-NOT_OWED = {"fold-from-bytes", "kafka-two", *(f"growth-{lookup.name}" for lookup in LOOKUPS if not lookup.owed)}
+NOT_OWED = {"fold-from-bytes", "kafka-reduce-two", *(f"growth-{lookup.name}" for lookup in LOOKUPS if not lookup.owed)}
 
 
 @pytest.fixture(scope="module")
