@@ -6,12 +6,13 @@ asks for `bootstrap_servers` has a Kafka, in which it makes topics of its own.
 
 from __future__ import annotations
 
-import itertools
 import os
+import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -22,34 +23,36 @@ from omninode_bridge.adapters.postgres.migrations import migrate
 from tests.broker import Broker
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
-TEMPLATE = "bridge_template"
 
 
 @dataclass
 class Server:
-    """A running PostgreSQL that hands out databases."""
+    """A running PostgreSQL that hands out databases. `dsn` names one that the user may connect to."""
 
     dsn: str
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    template: str = ""
+    """A database of the current schema."""
 
     def url(self, database: str) -> str:
-        return self.dsn.replace("/bridge?", f"/{database}?")
+        found = re.fullmatch(r"(postgres(?:ql)?://[^/?]*)(?:/[^?]*)?(\?.*)?", self.dsn)
+        assert found is not None, f"{self.dsn!r} is no postgresql://… URL"
+        return f"{found[1]}/{database}{found[2] or ''}"
 
-    async def create(self, template: str = TEMPLATE) -> str:
+    async def create(self, template: str | None = None) -> str:
         """Return the URL of a new database."""
-        name = f"test_{next(self._numbers)}"
-        connection = await asyncpg.connect(self.url("postgres"))
-        try:
-            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        finally:
-            await connection.close()
+        # No number: on a server that others use, too, they count as well.
+        name = f"test_{uuid4().hex}"
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or self.template}"')
         return self.url(name)
 
     async def drop(self, url: str) -> None:
         name = url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
-        connection = await asyncpg.connect(self.url("postgres"))
+        await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.dsn)
         try:
-            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+            await connection.execute(statement)
         finally:
             await connection.close()
 
@@ -58,16 +61,39 @@ SERVERS = ["embedded", "postgresql15"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Server]]:
-    """The embedded PostgreSQL and PostgreSQL 15, both running."""
-    async with AsyncExitStack() as stack:
-        found = {}
-        for name in SERVERS:
-            binaries = POSTGRES_15 if name == "postgresql15" else None
-            folder = tmp_path_factory.mktemp(f"server-{name}") / "data"
-            running = await EmbeddedPostgres.start(folder, binaries=binaries, wait_s=60)
-            found[name] = await _with_template(await stack.enter_async_context(running))
+async def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    folder = tmp_path_factory.mktemp("server-embedded") / "data"
+    async with await EmbeddedPostgres.start(folder, wait_s=60) as running, _with_template(running.dsn) as found:
         yield found
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgresql15_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    folder = tmp_path_factory.mktemp("server-postgresql15") / "data"
+    running = await EmbeddedPostgres.start(folder, binaries=POSTGRES_15, wait_s=60)
+    async with running, _with_template(running.dsn) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def named_server() -> AsyncIterator[Server]:
+    """The server that BRIDGE_TEST_DATABASE_URL names; its user may create databases and roles."""
+    async with _with_template(os.environ["BRIDGE_TEST_DATABASE_URL"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def servers(embedded_server: Server, postgresql15_server: Server) -> dict[str, Server]:
+    """The embedded PostgreSQL and PostgreSQL 15, both running."""
+    return dict(zip(SERVERS, (embedded_server, postgresql15_server), strict=True))
+
+
+@pytest.fixture(scope="session")
+def one_server(request: pytest.FixtureRequest) -> Server:
+    """One PostgreSQL, for tests that need no more: the named one, or the embedded one."""
+    named = os.environ.get("BRIDGE_TEST_DATABASE_URL")
+    found: Server = request.getfixturevalue("named_server" if named else "embedded_server")
+    return found
 
 
 @pytest.fixture(params=SERVERS)
@@ -99,12 +125,18 @@ def bootstrap_servers(request: pytest.FixtureRequest) -> str:
     return running.bootstrap_servers
 
 
-async def _with_template(running: EmbeddedPostgres) -> Server:
-    found = Server(running.dsn)
-    connection = await asyncpg.connect(found.url("postgres"))
-    await connection.execute(f'CREATE DATABASE "{TEMPLATE}"')
-    await connection.close()
-    template = await asyncpg.connect(found.url(TEMPLATE))
-    await migrate(template)
-    await template.close()
-    return found
+@asynccontextmanager
+async def _with_template(dsn: str) -> AsyncIterator[Server]:
+    """A server with a template of the current schema, which is dropped at the end."""
+    found = Server(dsn)
+    url = await found.create("template0")
+    found.template = url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
+    try:
+        template = await asyncpg.connect(url)
+        try:
+            await migrate(template)
+        finally:
+            await template.close()
+        yield found
+    finally:
+        await found.drop(url)

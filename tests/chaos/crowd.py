@@ -25,7 +25,7 @@ END_S_MAX = 130.0
 class Crowd:
     """Callers of several tenants, and what they were told."""
 
-    def __init__(self, ports: Sequence[int], tokens: Sequence[str], seed: str) -> None:
+    def __init__(self, ports: Sequence[int], tokens: Sequence[str], seed: str, count: int = CALLERS) -> None:
         self.told = Told()
         self.circle = Circle(self.told, retry_after_s_max=RETRY_AFTER_S_MAX)
         self._ports = ports
@@ -38,21 +38,21 @@ class Crowd:
                 *(names[n % len(names)], names[(n + 1) % len(names)]),
                 workflow_share=WORKFLOW_SHARE,
             )
-            for n in range(CALLERS)
+            for n in range(count)
         ]
         self._tasks = [asyncio.create_task(self._live(caller, n)) for n, caller in enumerate(callers)]
 
     @classmethod
-    async def gather(cls, fleet: Fleet, seed: str) -> Crowd:
+    async def gather(cls, fleet: Fleet, seed: str, count: int = CALLERS) -> Crowd:
         """Let a crowd act on the APIs of a fleet from now on."""
         tokens = await fleet.tokens([f"tenant-{number}.*" for number in range(TENANTS)])
-        return cls([process.port for process in fleet.of("api")], tokens, seed)
+        return cls([process.port for process in fleet.of("api")], tokens, seed, count)
 
     async def progress(self) -> None:
         """Wait until there are acknowledgements that were not there before: whoever tries again is answered."""
         before = len(self.told.stamped)
         async with asyncio.timeout(PROGRESS_S_MAX):
-            while len(self.told.stamped) < before + CALLERS:  # noqa: ASYNC110 - the books tell nobody
+            while len(self.told.stamped) < before + len(self._tasks):  # noqa: ASYNC110 - the books tell nobody
                 await asyncio.sleep(0.01)
 
     async def end(self) -> None:

@@ -26,6 +26,7 @@ from omninode_bridge.domain.errors import WorkflowFailed
 from omninode_bridge.domain.recording import Verdict
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.stamp import Outcome, Stamp, microseconds
+from omninode_bridge.domain.workflow import Plan
 from tests.making import GROUPINGS, MACHINE, PLAN
 
 PATIENCE_S = 30.0
@@ -47,9 +48,9 @@ class Books:
         self._stamps: dict[str, Stamp] = {}
         self._failed: dict[tuple[str, str], WorkflowFailed] = {}
 
-    def session(self, url: str | None = None, **settings: float) -> PostgresLedgerSession:
+    def session(self, url: str | None = None, *, plan: Plan = PLAN, **settings: float) -> PostgresLedgerSession:
         """Return a ledger session, closed at the end; `url` when it is to go through a proxy."""
-        session = PostgresLedgerSession(url or self.url, PLAN, utc_now, uuid7_batch, **settings)
+        session = PostgresLedgerSession(url or self.url, plan, utc_now, uuid7_batch, **settings)
         self._sessions.append(session)
         return session
 

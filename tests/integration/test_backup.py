@@ -30,6 +30,7 @@ from omninode_bridge.app import bootstrap
 from omninode_bridge.app.access import hash_of
 from omninode_bridge.app.administration import administration
 from omninode_bridge.app.backups import back_up, restore
+from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import BridgeError, DataDirectoryError, InvalidInput, NotFound, ServiceUnavailable
 from omninode_bridge.domain.stamp import Stamp
@@ -106,7 +107,7 @@ async def test_a_backup_taken_while_stamps_are_made_is_restored_and_goes_on(tmp_
     await restore(settings(target), taken)
     async with bootstrap.embedded(target, settings(target), "all") as bridge:
         await check(bridge, before, told)
-    async with bootstrap.database(settings(target)) as url, pool(url) as opened_pool:
+    async with database(settings(target)) as url, pool(url) as opened_pool:
         _, tokens = await PostgresTokens(opened_pool).look([hash_of(issued.secret)])
     assert [token.name for token in tokens.values()] == ["ci"]
     # What it was taken of has not noticed.

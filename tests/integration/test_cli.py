@@ -415,10 +415,10 @@ def test_help_and_version_are_there(desk: Desk) -> None:
     assert re.fullmatch(r"omninode-bridge \d+\.\d+\.\d+\n", desk.run("--version").output)
     assert DEFAULT_NAMESPACE in desk.run("stamp", "--help").output
     listing = desk.run("--help").output.partition("Commands:")[2].partition("\n\n")[0]
-    commands = re.findall(r"^  (\w+) ", listing, re.MULTILINE)
+    commands = re.findall(r"^  ([\w-]+) ", listing, re.MULTILINE)
     assert " ".join(commands) == (
         "up serve stamp verify show history state workflow export audit rebuild migrate doctor erase prune backup "
-        "restore bench contract token"
+        "restore bench contract token dead-letters"
     )
     module = subprocess.run(
         [sys.executable, "-m", "omninode_bridge", "--version"], capture_output=True, text=True, check=True

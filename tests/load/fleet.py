@@ -29,7 +29,7 @@ CONTRACT = Path(orchestrator.__file__).parent / "v1_0_0" / "contract.yaml"
 UNAVAILABLE = 3
 _FAULT = re.compile(r'Traceback|"level": ?"(error|critical)"|"exception":|never retrieved|fault of the program')
 
-type Role = Literal["api", "orchestrator", "stamping", "reducer", "all"]
+type Role = Literal["api", "orchestrator", "stamping", "relay", "reducer", "all"]
 type Blow = Literal["fast", "immediate", "backend"]
 """How PostgreSQL is treated: a fast shutdown, an immediate one, or one of its processes killed, and started again."""
 

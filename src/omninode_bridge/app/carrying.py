@@ -54,7 +54,7 @@ async def carried(
     if settings.kafka_bootstrap_servers is None or not (relays or listens):
         yield Carried()
         return
-    kafka = _kafka(settings)
+    kafka = kafka_settings(settings)
     async with AsyncExitStack() as stack:
         looked_at: list[Part] = []
         projector, hint = None, Carried().hint
@@ -92,7 +92,8 @@ async def running(what: _Running, name: str) -> AsyncIterator[None]:
             await task
 
 
-def _kafka(settings: Settings) -> KafkaSettings:
+def kafka_settings(settings: Settings) -> KafkaSettings:
+    """Return how the settings' Kafka is reached; InvalidInput where its client is not installed."""
     try:
         from omninode_bridge.adapters.kafka import KafkaSettings
     except ImportError as error:

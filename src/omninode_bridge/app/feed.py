@@ -1,11 +1,13 @@
 """The reducer's source where there is a transport: what arrives there, and what is missing from the log.
 
-    transport ─▶ waiting, by shard ─▶ direct successors ─▶ the projector
+    transport ─▶ waiting, by shard ─▶ direct successors that the log knows ─▶ the projector
                         │ a gap, a foreign record, or nothing for a while
                         └──────────▶ the log in PostgreSQL ─▶ the projector
 
-What arrives is believed only where it directly follows what was folded. So records that the transport lost, repeated,
-mixed up, refused or forgot change no total: they come from the log, which has them all.
+What arrives is believed only where it directly follows what was folded, and where the log has the last of it under its
+id: the chain of ids between holds the rest. So records that the transport lost, repeated, mixed up, refused or forgot,
+and those of another log (an older database's, another bridge's), change no total: what counts comes from the log then.
+That a record whose id is known also says what it said is not looked up: who may write to the topics is trusted.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
@@ -25,7 +27,10 @@ from omninode_bridge.ports.transport import Arrived, Subscription
 LATE_S = 2.0
 """How long a shard may be behind the log's head without a move, before what is missing is read from the log."""
 WAITING_RECORDS_MAX = 50_000
-"""Records that wait here behind a gap; more stay with the transport."""
+WAITING_BYTES_MAX = 64 * 1024**2
+"""Records that wait here, behind a gap or for their turn; more stay with the transport."""
+WARN_S = 60.0
+"""How often to tell of records that are not this log's."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +42,14 @@ class Feed:
         self._log = log
         self._arrivals = arrivals
         self._waiting: dict[ShardKey, deque[Arrived]] = {}
-        self._count = 0
+        self._count = self._bytes = 0
         self._ends: dict[tuple[str, int], int] = {}
         self._seen: dict[ShardKey, Head] = {}
-        self._look_at_s = 0.0
+        self._look_at_s = self._warn_at_s = 0.0
         self.filled = 0
         """Records that were read from the log, because the transport did not bring them in order."""
+        self.strange = 0
+        """Records that arrived and are not the log's."""
 
     def seen_by(self, visible: Visible) -> EventSource:
         return self._log.seen_by(visible)
@@ -61,26 +68,16 @@ class Feed:
 
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         """Return direct successors of `after`, of any shard that arrived and of those of ours that are late."""
-        if self._count < WAITING_RECORDS_MAX:
+        if self._count < WAITING_RECORDS_MAX and self._bytes < WAITING_BYTES_MAX:
             self._receive(limit)
-        found: list[Record] = []
-        gaps: set[ShardKey] = set()
-        for key in list(self._waiting):
-            head = after.get(key, START)
-            chain = self._pending(key, head)
-            if not chain:
-                continue
-            follows, misfit = follow(head, (one.record for one in islice(chain, limit - len(found))))
-            found += follows
-            if misfit is not None and not follows:
-                gaps.add(key)
-            if len(found) >= limit:
-                break
+        gaps = {key for key in list(self._waiting) if self._misfits(key, after.get(key, START))}
+        gaps |= await self._late(after)
+        chains = self._chains(after, gaps, limit // 2 if gaps else limit)
         self._tell()
-        if not found:
-            gaps |= await self._late(after)
+        gaps |= await self._unknown(chains)
+        found = [record for chain in chains.values() for record in chain]
         if gaps:
-            found += await self._fill(gaps, after, limit)
+            found += await self._fill(gaps, after, limit - len(found))
         return found
 
     def _receive(self, limit: int) -> None:
@@ -89,23 +86,48 @@ class Feed:
             self._waiting.setdefault((record.topic, record.shard), deque()).append(arrived)
             self._ends[record.topic, arrived.partition] = arrived.offset + 1
             self._count += 1
+            self._bytes += len(record.body)
 
-    def _pending(self, key: ShardKey, head: Head) -> deque[Arrived]:
-        """Return what of a shard is not folded yet."""
+    def _misfits(self, key: ShardKey, head: Head) -> bool:
+        """Forget what of a shard is folded; tell whether what comes next does not follow."""
         chain = self._waiting[key]
         while chain and chain[0].record.position <= head.position:
-            chain.popleft()
-            self._count -= 1
+            self._forget(chain.popleft())
         if not chain:
             del self._waiting[key]
-        return chain
+            return False
+        first = chain[0].record
+        return (first.position, first.previous_id) != (head.position + 1, head.event_id)
+
+    def _chains(
+        self, after: Mapping[ShardKey, Head], gaps: Collection[ShardKey], limit: int
+    ) -> dict[ShardKey, list[Record]]:
+        """Return direct successors, at most `limit` of all shards but those with gaps."""
+        chains: dict[ShardKey, list[Record]] = {}
+        for key in [key for key in self._waiting if key not in gaps]:
+            if limit <= 0:
+                break
+            chain = self._waiting[key] = self._waiting.pop(key)  # whose turn it was comes last the next time
+            chains[key], _ = follow(after.get(key, START), (one.record for one in islice(chain, limit)))
+            limit -= len(chains[key])
+        return chains
+
+    async def _unknown(self, chains: dict[ShardKey, list[Record]]) -> set[ShardKey]:
+        """Drop the chains whose last record the log has not got; return their shards."""
+        if not chains:
+            return set()
+        ids = await self._log.event_ids({key: chain[-1].position for key, chain in chains.items()})
+        unknown = {key for key, chain in chains.items() if ids.get(key) != chain[-1].event_id}
+        for key in unknown:
+            del chains[key]
+            self._drop(key)
+        return unknown
 
     async def _late(self, after: Mapping[ShardKey, Head]) -> set[ShardKey]:
         """Return the shards of ours that are behind the log and did not move since the last look."""
         now_s = asyncio.get_running_loop().time()
         if now_s < self._look_at_s:
             return set()
-        self._look_at_s = now_s + LATE_S
         heads = await self._log.heads()
         behind = {
             key: after.get(key, START)
@@ -113,27 +135,40 @@ class Feed:
             if head.position > after.get(key, START).position and self._arrivals.owns(key)
         }
         late = {key for key, at in behind.items() if self._seen.get(key) == at}
-        self._seen = behind
-        if late:
-            self._look_at_s = 0.0  # there may be more of it
+        self._seen, self._look_at_s = behind, now_s + LATE_S
         return late
 
-    async def _fill(self, gaps: set[ShardKey], after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
+    async def _fill(self, gaps: Collection[ShardKey], after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         heads = await self._log.heads()
-        for key in gaps & self._waiting.keys():
+        for key in set(gaps) & self._waiting.keys():
             if heads.get(key, START).position <= after.get(key, START).position:
-                # It goes on where the log does not: not this log's. (A transport that another bridge writes to.)
-                strange = self._waiting.pop(key)
-                self._count -= len(strange)
-                _log.warning(
-                    "%d records of %s shard %d from position %d are not in the event log: dropped; is the topic shared "
-                    "with another bridge?", len(strange), *key, strange[0].record.position,
-                )  # fmt: skip
+                self._drop(key)  # it goes on where the log does not
         starts = {key: after.get(key, START) if key in gaps else head for key, head in heads.items()}
         records = [record for record in await self._log.read(starts, limit) if (record.topic, record.shard) in gaps]
-        self._seen = {}
+        for key, head in {(record.topic, record.shard): record.head for record in records}.items():
+            self._seen.pop(key, None)
+            if head.position < heads.get(key, START).position and key not in self._waiting:
+                # Far behind: it goes on at once from here, until it has caught up.
+                self._seen[key], self._look_at_s = head, 0.0
         self.filled += len(records)
         return records
+
+    def _drop(self, key: ShardKey) -> None:
+        strange = self._waiting.pop(key)
+        for one in strange:
+            self._forget(one)
+        self.strange += len(strange)
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._warn_at_s:
+            self._warn_at_s = now_s + WARN_S
+            _log.warning(
+                "%d records of %s shard %d from position %d are not in the event log: dropped; is the topic shared "
+                "with another bridge, or older than the database?", len(strange), *key, strange[0].record.position,
+            )  # fmt: skip
+
+    def _forget(self, arrived: Arrived) -> None:
+        self._count -= 1
+        self._bytes -= len(arrived.record.body)
 
     def _tell(self) -> None:
         """Tell the transport up to where everything was folded; what was handed out last is seen folded next time."""

@@ -16,9 +16,8 @@ from functools import partial
 from typing import Protocol
 
 from omninode_bridge.domain.errors import BridgeError, CorruptEvent, LawBroken, ServiceUnavailable
-from omninode_bridge.domain.events import decode
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
-from omninode_bridge.domain.reduction import Groupings, Item, fold, item_of
+from omninode_bridge.domain.reduction import Groupings, Item, fold, read_item
 from omninode_bridge.ports import DeadLetter, EventSource, Generation, StateStore, fingerprint, foreign_state
 
 BATCH_EVENTS_MAX = 2000
@@ -215,10 +214,7 @@ class Projector:
             if namespace is not None and record.namespace != namespace:
                 continue
             try:
-                event = decode(record.body)
-                if (event.id, event.namespace, event.position) != (record.event_id, record.namespace, record.position):
-                    raise CorruptEvent(f"the body is that of event {event.id}, the record that of {record.event_id}")
-                items.append(item_of(event))
+                items.append(read_item(record))
             except CorruptEvent as error:
                 letters.append(DeadLetter(record=record, reason=error.message))
         return items, letters

@@ -1,9 +1,9 @@
 """The relay's loop: read what directly follows, publish it, move the position once it is kept.
 
 A shard has one relay at a time, by a lock in PostgreSQL; one that lost it without knowing can only repeat what was
-sent, and its position does not move. Repeats harm nobody: readers fold direct successors only. What the transport
-refuses for itself becomes a dead letter in the transaction that moves the position: the relay neither stops there nor
-skips it.
+sent, and its position does not move. Repeats harm nobody: readers fold direct successors only. A relay that fails lets
+its shards go, so that one that still reaches the transport takes them. What the transport refuses for itself becomes a
+dead letter in the transaction that moves the position: the relay neither stops there nor skips it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ LETTERS_MAX = 100
 POLL_S = 0.2
 """How long to wait for a hint before looking anyway; and for a shard that another relay leaves."""
 PAUSE_S_MAX = 5.0
+PREPARE_S = 10.0
+"""How often to see to the topics: somebody may have deleted them, or have given them partitions."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Relay:
         self._publisher = publisher
         self._meter = meter
         self._batch_max = batch_max
-        self._prepared = False
+        self._prepare_at_s = 0.0
         self.trouble: Exception | None = None
         """What the loop's last turn failed with; None when it went well."""
         self.held: frozenset[int] = frozenset()
@@ -63,10 +65,13 @@ class Relay:
 
     async def step(self) -> int:
         """Forward a batch; return the number of records that moved the positions."""
-        if not self._prepared:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._prepare_at_s:
             await self._publisher.prepare()
-            self._prepared = True
+            self._prepare_at_s = now_s + PREPARE_S
         self.held = await self._forwarding.hold()
+        if not self.held:
+            return 0
         sent = await self._forward()
         await self._bury()
         return sent
@@ -78,7 +83,12 @@ class Relay:
         starts = {key: after.get(key, START) if key[1] in self.held else head for key, head in heads.items()}
         found = await self._source.read(starts, self._batch_max)
         records = [record for record in found if record.shard in self.held]
-        moves = _moves(starts, records)
+        try:
+            moves = _moves(starts, records)
+        except LawBroken:
+            if await self._forwarding.positions() != after:
+                return 0  # another relay went on meanwhile, and retention deleted what it had forwarded
+            raise
         if not records:
             return 0
         outcomes = await self._publisher.publish(records)
@@ -113,15 +123,17 @@ class Relay:
                 self._goes_on()
             except Exception as error:
                 self._fails(error)
-                self.held = frozenset()
-                sent, pause = 0, min(pause * 2, PAUSE_S_MAX)
+                await self._forwarding.release()
+                self.held, self._prepare_at_s = frozenset(), 0.0
+                pause = min(pause * 2, PAUSE_S_MAX)
+                await asyncio.sleep(pause)  # news are no reason to try sooner
+                continue
             if not sent:
                 with suppress(TimeoutError):  # that is the poll
                     await asyncio.wait_for(self.wake.wait(), pause)
                 self.wake.clear()
 
     def _fails(self, error: Exception) -> None:
-        self._prepared = False
         # The like of it again, every few seconds for as long as the broker is away, is no news.
         if type(error) is not type(self.trouble):
             known = isinstance(error, ServiceUnavailable)

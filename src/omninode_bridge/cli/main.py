@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from omninode_bridge.cli import keeping_commands
+from omninode_bridge.cli.letter_commands import dead_letters
 from omninode_bridge.cli.options import DatabaseUrl, DataDir, Excludes, Json, Namespace, OneNamespace, Paths
 from omninode_bridge.cli.token_commands import token
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 contract = typer.Typer(help="Work with the nodes' contracts.", rich_markup_mode=None)
 app.add_typer(contract, name="contract")
 app.add_typer(token, name="token")
+app.add_typer(dead_letters, name="dead-letters")
 
 
 class ExportFormat(StrEnum):

@@ -21,14 +21,18 @@ from typing import Any
 
 import msgspec
 
-from omninode_bridge.domain.errors import NotFound
-from omninode_bridge.domain.events import Event, StampingCompleted
+from omninode_bridge.domain.errors import CorruptEvent, NotFound
+from omninode_bridge.domain.events import Event, StampingCompleted, decode
+from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.stamp import microseconds
 
 GROUP_KEY_BYTES_MAX = 256
 """A longer group key is stored as its digest and prefix."""
 
 METADATA_PREFIX = "metadata."
+
+REASON_CHARS_MAX = 1000
+"""Of what is told about a record that can't be read: it may quote the record."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -116,6 +120,20 @@ def item_of(event: Event) -> Item:
             stamp.metadata,
         )
     return Item(event.id, event.time, event.namespace, False)
+
+
+def read_item(record: Record) -> Item:
+    """Return what the fold takes of a record; CorruptEvent where its body is no event, or that of another record.
+
+    What the error says may be kept anywhere: it is short and has no NUL.
+    """
+    try:
+        event = decode(record.body)
+        if (event.id, event.namespace, event.position) != (record.event_id, record.namespace, record.position):
+            raise CorruptEvent(f"the body is that of event {event.id}, the record that of {record.event_id}")
+    except CorruptEvent as error:
+        raise CorruptEvent(error.message.replace("\0", "\ufffd")[:REASON_CHARS_MAX]) from error
+    return item_of(event)
 
 
 def fold(items: Iterable[Item], groupings: Groupings) -> State:

@@ -5,6 +5,7 @@ conformance suite as the real ones.
 """
 
 from omninode_bridge.ports.evidence import AuditedEvent, Evidence, HistoryShape
+from omninode_bridge.ports.letters import HISTORY_MAX, ActName, Letter, LetterAct, Letters, LetterStatus, ReadItem
 from omninode_bridge.ports.log import READ_BYTES_MAX, EventSource
 from omninode_bridge.ports.reads import KnownFile, Reads, StampFilter, StampPage
 from omninode_bridge.ports.state import DeadLetter, Finish, Generation, StateStore, fingerprint, foreign_state
@@ -21,7 +22,9 @@ from omninode_bridge.ports.work import (
 )
 
 __all__ = [
+    "HISTORY_MAX",
     "READ_BYTES_MAX",
+    "ActName",
     "AuditedEvent",
     "Clock",
     "DeadLetter",
@@ -36,6 +39,11 @@ __all__ = [
     "KnownFile",
     "Ledger",
     "LedgerSession",
+    "Letter",
+    "LetterAct",
+    "LetterStatus",
+    "Letters",
+    "ReadItem",
     "Reads",
     "RunningDigest",
     "StampFilter",

@@ -37,7 +37,7 @@ class Publisher(Protocol):
         ...
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Send dead letters to the topics of dead letters, `<topic>.dlq`."""
+        """Send dead letters to the topics of dead letters, `<topic>.dlq`; without the body one that is too large."""
         ...
 
 
@@ -48,6 +48,10 @@ class Forwarding(Protocol):
         """Take the shards that nobody forwards; return all that are held. ServiceUnavailable: none is held."""
         ...
 
+    async def release(self) -> None:
+        """Let all go, for another to take."""
+        ...
+
     async def positions(self) -> dict[ShardKey, Head]:
         """Return the last record of each shard that was forwarded, or that retention deleted before."""
         ...
@@ -55,11 +59,13 @@ class Forwarding(Protocol):
     async def forwarded(self, moves: Mapping[ShardKey, tuple[Head, Head]], refused: Sequence[DeadLetter]) -> bool:
         """Move the positions and keep what was refused, in one transaction.
 
-        Returns False, and changes nothing, when a position is not where its move starts.
+        Returns False, and changes nothing, when a position is not where its move starts, or nothing is held any more.
         """
         ...
 
-    async def unsent(self, limit: int) -> list[Unsent]: ...
+    async def unsent(self, limit: int) -> list[Unsent]:
+        """Return dead letters of the shards that are held."""
+        ...
 
     async def sent(self, letters: Sequence[Unsent]) -> None: ...
 

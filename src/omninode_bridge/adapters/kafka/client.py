@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -13,14 +14,47 @@ from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
 
 OWN = frozenset({
     "acks", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit", "enable.auto.offset.store",
-    "enable.idempotence", "enable.partition.eof", "error_cb", "group.id", "log_cb", "logger", "on_commit",
-    "on_delivery", "partition.assignment.strategy", "stats_cb", "throttle_cb",
+    "enable.idempotence", "enable.partition.eof", "error_cb", "group.id", "group.instance.id", "log_cb", "logger",
+    "metadata.broker.list", "on_commit", "on_delivery", "partition.assignment.strategy", "request.required.acks",
+    "stats_cb", "throttle_cb", "transactional.id",
 })  # fmt: skip
 """What exactly-once and this program's own work hang on: not for settings to change."""
-METADATA_S_MAX = 10.0
-"""How long to wait for the broker's answer to a question about topics."""
+METADATA_S_MAX = 5.0
+"""How long to wait for the broker's answer to a question about topics; a process that ends may have to wait as long."""
+REPEAT_S = 60.0
+"""What is said again and again is logged once in this time."""
 
-_log = logging.getLogger(__name__)
+
+class Seldom(logging.Filter):
+    """Lets a kind of line pass once in REPEAT_S, and no louder than a warning.
+
+    While no broker answers, librdkafka says so some forty times a second, each time as an error.
+    """
+
+    def __init__(self, kind: Callable[[logging.LogRecord], str], *, never: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self._kind = kind
+        self._never = never
+        self._last_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now_s = self._kind(record), time.monotonic()
+        if kind in self._never or now_s < self._last_s.get(kind, -REPEAT_S) + REPEAT_S:
+            return False
+        self._last_s[kind] = now_s
+        if record.levelno > logging.WARNING:
+            record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+        return True
+
+
+def _facility(record: logging.LogRecord) -> str:
+    """Return what librdkafka files a line under, such as FAIL, without which of the clients says it."""
+    return record.getMessage().partition(" ")[0]
+
+
+_client_log = logging.getLogger(f"{__name__}.librdkafka")
+# One set of settings serves producers and consumers: that each passes over the other's is no news.
+_client_log.addFilter(Seldom(_facility, never=frozenset({"CONFWARN"})))
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +69,11 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
             if name in OWN:
                 raise InvalidInput(f"BRIDGE_KAFKA_CLIENT can't set {name!r}: the bridge does", field="kafka_client")
 
-    def config(self, **own: object) -> dict[str, object]:
-        """Return the configuration of a client, its own settings above those passed through."""
+    def config(self, defaults: Mapping[str, object] | None = None, **own: object) -> dict[str, object]:
+        """Return the configuration of a client: its own settings above those passed through, the defaults below."""
         told = {name.replace("_", "."): value for name, value in own.items()}
-        base = {"bootstrap.servers": self.bootstrap_servers, "client.id": "omninode-bridge", "logger": _log}
-        return {"topic.metadata.refresh.interval.ms": 10_000, **self.client, **base, **told}
+        base = {"bootstrap.servers": self.bootstrap_servers, "client.id": "omninode-bridge", "logger": _client_log}
+        return {"topic.metadata.refresh.interval.ms": 10_000, **(defaults or {}), **self.client, **base, **told}
 
 
 @contextmanager
@@ -62,7 +96,9 @@ def created[Client](make: type[Client], config: dict[str, object]) -> Client:
     """Return a client; InvalidInput names a setting that librdkafka does not take."""
     try:
         return make(config)  # type: ignore[call-arg]
-    except KafkaException as error:
+    except (KafkaException, ValueError, TypeError) as error:
+        first = error.args[0] if error.args else error
+        said = first.str() if isinstance(first, KafkaError) else str(first)
         raise InvalidInput(
-            f"the Kafka client can't be made: {error.args[0].str()}; see BRIDGE_KAFKA_CLIENT", field="kafka_client"
+            f"the Kafka client can't be made: {said}; see BRIDGE_KAFKA_CLIENT", field="kafka_client"
         ) from error

@@ -1,15 +1,17 @@
 """Sends records to the broker: an idempotent producer, `acks=all`, partition = shard mod partitions.
 
 What the broker refuses for itself alone (too large, not valid) comes back as refused. A batch may be refused for one of
-its records: so each of the refused is sent once more by itself, before that is believed. Everything else that goes
-wrong says nothing about a record: the whole call fails, and is made again.
+its records: so the refused are sent again in halves, until each stands alone, before that is believed. Everything else
+that goes wrong says nothing about a record: the whole call fails, and is made again, with a new producer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -32,11 +34,19 @@ MESSAGE_BYTES_MAX = 64 * 1024**2
 """What the client takes; the broker's own limit (`max.message.bytes`) is what decides."""
 DEAD_SUFFIX = ".dlq"
 _POLL_S = 0.05
+_DEFAULTS = {
+    "compression.type": "lz4",
+    "delivery.timeout.ms": DELIVERY_MS_MAX,
+    "linger.ms": 2,
+    "message.max.bytes": MESSAGE_BYTES_MAX,
+}
 _HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", CONTENT_TYPE.encode())]
 _REFUSALS = frozenset({
     KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE,
-    KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD, KafkaError._INVALID_ARG,
+    KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD, KafkaError._INVALID_ARG, KafkaError._INVALID_DIFFERENT_RECORD,
 })  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -49,13 +59,14 @@ class _Message:
 
 
 class KafkaPublisher:
-    """One producer. `async with` closes it, within the time that records may take."""
+    """One producer. `async with` closes it: what is under way then is given up, and its call fails."""
 
     def __init__(self, settings: KafkaSettings, topics: Topics) -> None:
         self._settings = settings
         self._topics = topics
         self._producer: Producer | None = None
         self._turn = threading.Lock()
+        self._ended = threading.Event()
         self._partitions: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -64,73 +75,113 @@ class KafkaPublisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self._close)
+        # A call whose task was cancelled goes on in its thread: it is waited for.
+        self._ended.set()
+        await asyncio.to_thread(self._in_turn, self._drop)
 
     async def prepare(self) -> None:
-        await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self._in_turn, self._prepare)
 
     async def publish(self, records: Sequence[Record]) -> list[str | None]:
-        return await asyncio.to_thread(self._publish, records)
+        return await asyncio.to_thread(self._in_turn, partial(self._publish, records))
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        refused = await asyncio.to_thread(self._bury, letters)
-        if refused is not None:
-            raise unavailable(refused, "sending dead letters")
+        await asyncio.to_thread(self._in_turn, partial(self._bury, letters))
 
-    def _prepare(self) -> None:
-        admin = created(AdminClient, self._settings.config())
-        with translated("asking for its topics"):
-            there = admin.list_topics(timeout=METADATA_S_MAX).topics
-        dead = [name + DEAD_SUFFIX for name in self._topics.names]
-        missing = [name for name in (*self._topics.names, *dead) if name not in there]
-        for name, future in admin.create_topics([self._new(name) for name in missing]).items() if missing else ():
+    def _in_turn[T](self, work: Callable[[], T]) -> T:
+        with self._turn:
             try:
-                future.result(METADATA_S_MAX)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise ServiceUnavailable(
-                        f"the Kafka topic {name} is missing and can't be made ({error.args[0].str()}): make it, with "
-                        f"{self._topics.partitions} partitions"
-                    ) from error
-        with translated("asking for its topics"):
-            found = admin.list_topics(timeout=METADATA_S_MAX).topics
-        self._partitions = {name: len(found[name].partitions) for name in (*self._topics.names, *dead) if name in found}
+                return work()
+            except ServiceUnavailable:
+                self._partitions = {}  # topics may have been deleted, or have got partitions
+                self._drop()  # what it was about to do is unknown
+                raise
+
+    def _prepare(self, more: Iterable[str] = ()) -> None:
+        """See to the topics of the contract and to `more`: the log may have events of an older contract's."""
+        names = list(dict.fromkeys((*self._topics.names, *more)))
+        names += [name + DEAD_SUFFIX for name in names]
+        found = self._ask()
+        if missing := [name for name in names if name not in found]:
+            self._make(missing)
+        until_s = time.monotonic() + METADATA_S_MAX
+        while absent := [name for name in names if not found.get(name)]:
+            if time.monotonic() > until_s or self._ended.wait(_POLL_S):
+                raise ServiceUnavailable(f"the Kafka topic {absent[0]} has no partitions yet: look at the broker's log")
+            found = self._ask()
+        self._partitions = {name: found[name] for name in names}
+
+    def _ask(self) -> dict[str, int]:
+        """Return how many partitions each topic has."""
+        producer = self._open()
+        try:
+            with translated("asking for its topics"):
+                topics = producer.list_topics(timeout=METADATA_S_MAX).topics
+        finally:
+            producer.poll(0)  # what the client has to say goes to the log
+        return {name: 0 if topic.error is not None else len(topic.partitions) for name, topic in topics.items()}
+
+    def _make(self, missing: Sequence[str]) -> None:
+        admin = created(AdminClient, self._settings.config())
+        topics = [self._new(name) for name in missing]
+        for topic, made in zip(
+            topics, admin.create_topics(topics, request_timeout=METADATA_S_MAX).values(), strict=True
+        ):
+            try:
+                made.result(2 * METADATA_S_MAX)
+            except (KafkaException, TimeoutError) as error:
+                said = error.args[0] if isinstance(error, KafkaException) else None
+                if said is not None and said.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    continue
+                why = said.str() if said is not None else "no answer"
+                raise ServiceUnavailable(
+                    f"the Kafka topic {topic.topic} is missing and can't be made ({why.rstrip('.')}): make it, with "
+                    f"{topic.num_partitions} partitions"
+                ) from error
+        _log.info("made the topics %s", ", ".join(missing))
 
     def _new(self, name: str) -> NewTopic:
         partitions = 1 if name.endswith(DEAD_SUFFIX) else self._topics.partitions
         return NewTopic(name, partitions, config={"retention.ms": str(self._topics.retention_ms)})
 
     def _publish(self, records: Sequence[Record]) -> list[str | None]:
-        with self._turn:
-            if any(record.topic not in self._partitions for record in records):
-                self._prepare()
-            messages = [self._message(record) for record in records]
-            try:
-                outcomes = self._send(messages)
-                for index, outcome in enumerate(outcomes):
-                    if outcome is not None:  # alone, and believed then
-                        outcomes[index] = self._send([messages[index]])[0]
-            except ServiceUnavailable:
-                self._partitions = {}  # topics may have been deleted, or have got partitions
-                raise
-            return outcomes
+        self._know(record.topic for record in records)
+        return self._settle([self._message(record) for record in records])
 
-    def _bury(self, letters: Sequence[DeadLetter]) -> str | None:
-        with self._turn:
-            if not self._partitions:
-                self._prepare()
-            messages = [_burial(letter) for letter in letters]
-            refused = self._send(messages)
-            for message, outcome in zip(messages, refused, strict=True):
-                if outcome is not None:  # too large also for this topic: what it is and why, without its body
-                    message.value = b""
-                    if (again := self._send([message])[0]) is not None:
-                        return again
-            return None
+    def _bury(self, letters: Sequence[DeadLetter]) -> None:
+        self._know(letter.record.topic for letter in letters)
+        messages = [_burial(letter) for letter in letters]
+        # Too large also for this topic: then what it is and why, without its body.
+        refused = [message for message, why in zip(messages, self._settle(messages), strict=True) if why is not None]
+        for message in refused:
+            message.value = b""
+        for message, why in zip(refused, self._settle(refused), strict=True):
+            if why is not None:
+                _log.error("%s refuses a dead letter even without its body, which stays in PostgreSQL only: %s",
+                           message.topic, why)  # fmt: skip
+
+    def _know(self, topics: Iterable[str]) -> None:
+        named = set(topics)
+        if not named <= self._partitions.keys():
+            self._prepare(sorted(named))
 
     def _message(self, record: Record) -> _Message:
         partition = record.shard % self._partitions[record.topic]
         return _Message(record.topic, partition, record.workflow_id, record.body, _HEADERS)
+
+    def _settle(self, messages: Sequence[_Message]) -> list[str | None]:
+        """Send, and return for each None, or why the broker refused it when it stood alone."""
+        if not messages:
+            return []
+        outcomes = self._send(messages)
+        refused = [index for index, outcome in enumerate(outcomes) if outcome is not None]
+        if len(messages) == 1:
+            return outcomes
+        middle = (len(refused) + 1) // 2
+        for half in (refused[:middle], refused[middle:]):
+            for index, outcome in zip(half, self._settle([messages[index] for index in half]), strict=True):
+                outcomes[index] = outcome
+        return outcomes
 
     def _send(self, messages: Sequence[_Message]) -> list[str | None]:
         """Return for each None, or why the broker refused it."""
@@ -147,7 +198,7 @@ class KafkaPublisher:
             if error.code() in _REFUSALS:
                 outcomes[index] = error.str()
             else:
-                failure = error
+                failure = failure or error
 
         for index, message in enumerate(messages):
             while True:
@@ -161,42 +212,38 @@ class KafkaPublisher:
                         headers=message.headers,
                     )
                 except BufferError:
-                    producer.poll(_POLL_S)  # the client's queue is full: let some go
+                    self._poll(producer)  # the client's queue is full: let some go
                     continue
                 except KafkaException as error:
                     told(index, error.args[0], None)
                 break
-        while left:  # ends: each record is told of after DELIVERY_MS_MAX at the latest
-            producer.poll(_POLL_S)
+        while left:  # ends: each record is told of after `delivery.timeout.ms` at the latest
+            self._poll(producer)
         if failure is not None:
-            if failure.fatal():
-                self._producer = None
             raise unavailable(failure, "sending events")
         return outcomes
 
+    def _poll(self, producer: Producer) -> None:
+        producer.poll(_POLL_S)
+        if self._ended.is_set():
+            raise ServiceUnavailable("the relay ends: what it was sending is sent again by the next one")
+
     def _open(self) -> Producer:
         if self._producer is None:
-            config = self._settings.config(
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=2,
-                delivery_timeout_ms=DELIVERY_MS_MAX,
-                message_max_bytes=MESSAGE_BYTES_MAX,
-                queue_buffering_max_messages=100_000,
-            )
-            self._producer = created(Producer, {"compression.type": "lz4", **config})
+            config = self._settings.config(_DEFAULTS, acks="all", enable_idempotence=True)
+            self._producer = created(Producer, config)
         return self._producer
 
-    def _close(self) -> None:
-        with self._turn:
-            if self._producer is not None:
-                self._producer.flush(0)
-                self._producer = None
+    def _drop(self) -> None:
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.flush(0)
+            self._producer = None
 
 
 def _burial(letter: DeadLetter) -> _Message:
     record = letter.record
-    said: Mapping[str, str] = {
+    said = {
         "reason": letter.reason,
         "topic": record.topic,
         "shard": str(record.shard),

@@ -9,6 +9,8 @@
   One of ours that was damaged leaves a gap, which the reader fills from the log.
 * Offsets are committed as a hint, so that the next reader does not begin at the start. Where there is none, or the
   broker has not got it any more, reading begins at the oldest message: repeats are dropped by position.
+* Who is no member of the group, because the broker is away or the topics are, owns every shard: then readers fold from
+  the log, all of them, and each record is still folded once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from omninode_bridge.adapters.kafka.client import KafkaSettings, created, unavailable
+from omninode_bridge.adapters.kafka.client import KafkaSettings, Seldom, created, translated, unavailable
 from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
 from omninode_bridge.domain.events import record_of
 from omninode_bridge.domain.log import ShardKey
@@ -33,38 +35,50 @@ from omninode_bridge.ports.transport import Arrived
 
 QUEUE_RECORDS_MAX = 50_000
 QUEUE_BYTES_MAX = 64 * 1024**2
-"""What waits in memory to be folded, at most; a burst more while the partitions pause."""
+"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it."""
 BURST_MAX = 2000
 COMMIT_S = 5.0
 """How often offsets are told."""
 PARTITIONS_S = 10.0
-"""How often to look whether topics have got partitions."""
+"""How often to look whether topics have got partitions, and whether the broker answers."""
+PARTITIONS_HASTY_S = 1.0
+"""The same while it does not."""
 SESSION_MS = 10_000
 """After this long without a word a reader's partitions are others'."""
 CLOSE_S_MAX = 10.0
+ANEW_S = 2.0
+"""How long to wait before a consumer that failed is replaced."""
 _WAIT_S = 0.2
+_DEFAULTS = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": SESSION_MS // 5}
 
 _log = logging.getLogger(__name__)
+_stray_log = logging.getLogger(f"{__name__}.strays")
+_stray_log.addFilter(Seldom(lambda record: str(record.msg)))
 
 
 class KafkaSubscription:
     """One reader."""
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], *, queue_records_max: int = QUEUE_RECORDS_MAX
+    ) -> None:
         self._settings = settings
+        self._queue_records_max = queue_records_max
         self._topics = list(topics)
         self.hint: Callable[[], None] = lambda: None
         """Called on the event loop when something has arrived."""
         self._lock = threading.Lock()
         self._waiting: deque[Arrived] = deque()
         self._waiting_bytes = 0
+        self._member = False
         self._owned: frozenset[tuple[str, int]] = frozenset()
         self._partitions: dict[str, int] = {}
         self._offsets: dict[tuple[str, int], int] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._hinted = self._paused = False
+        self._hinted = False
+        self._paused: bool | None = None
         self._look_at_s = self._commit_at_s = 0.0
         self.strays = 0
         """Messages that are none of our records."""
@@ -73,19 +87,8 @@ class KafkaSubscription:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        consumer = created(
-            Consumer,
-            self._settings.config(
-                group_id=self._settings.group,
-                partition_assignment_strategy="cooperative-sticky",
-                enable_auto_commit=False,
-                enable_auto_offset_store=False,
-                auto_offset_reset="earliest",
-                session_timeout_ms=SESSION_MS,
-                heartbeat_interval_ms=SESSION_MS // 5,
-            ),
-        )
-        self._thread = threading.Thread(target=self._run, args=(consumer,), name="kafka", daemon=True)
+        # The first one here, where a setting that is none stops the program.
+        self._thread = threading.Thread(target=self._run, args=(self._consumer(),), name="kafka", daemon=True)
         self._thread.start()
         return self
 
@@ -105,43 +108,89 @@ class KafkaSubscription:
     def owns(self, key: ShardKey) -> bool:
         topic, shard = key
         partitions = self._partitions.get(topic)
-        return partitions is not None and (topic, shard % partitions) in self._owned
+        return not self._member or not partitions or (topic, shard % partitions) in self._owned
 
     def done(self, offsets: Mapping[tuple[str, int], int]) -> None:
         with self._lock:
             self._offsets.update(offsets)
 
     @property
+    def waiting(self) -> int:
+        """How many records have arrived and were not taken."""
+        return len(self._waiting)
+
+    @property
     def owned(self) -> frozenset[tuple[str, int]]:
         """The (topic, partition) pairs that are ours now."""
         return self._owned
 
+    def _consumer(self) -> Consumer:
+        return created(
+            Consumer,
+            self._settings.config(
+                _DEFAULTS,
+                group_id=self._settings.group,
+                partition_assignment_strategy="cooperative-sticky",
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="earliest",
+            ),
+        )
+
     def _run(self, consumer: Consumer) -> None:
-        try:
-            consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
-            while not self._ended.is_set():
-                self._keep(consumer)
-                full = len(self._waiting) >= QUEUE_RECORDS_MAX or self._waiting_bytes >= QUEUE_BYTES_MAX
-                if full != self._paused:
-                    (consumer.pause if full else consumer.resume)(consumer.assignment())
-                    self._paused = full
-                first = consumer.poll(_WAIT_S)
-                if first is not None:
-                    self._arrive([first, *consumer.consume(BURST_MAX, 0)])
-        except KafkaException as error:
-            self._fails(error.args[0])
-        finally:
-            with suppress(KafkaException, RuntimeError):
+        while True:
+            try:
+                self._read(consumer)
+            except (KafkaException, RuntimeError) as error:  # RuntimeError: what the client says when it is closed
+                said = error.args[0]
+                self._fails(unavailable(said if isinstance(said, KafkaError) else str(said), "reading events"))
+            finally:
                 self._commit(consumer)
-            consumer.close()
+                with suppress(KafkaException, RuntimeError):
+                    consumer.close()
+                self._leave()
+            if self._ended.wait(ANEW_S):
+                return
+            consumer = self._consumer()
+
+    def _read(self, consumer: Consumer) -> None:
+        """Read until the end of the subscription."""
+        consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        while not self._ended.is_set():
+            self._keep(consumer)
+            self._pause(consumer)
+            first = consumer.poll(_WAIT_S)
+            if first is not None:
+                self._arrive([first, *consumer.consume(BURST_MAX, 0)])
+
+    def _pause(self, consumer: Consumer) -> None:
+        """Pause all partitions when the queue is full, and let them go on when half of it is gone."""
+        share = 0.5 if self._paused else 1.0
+        full = len(self._waiting) >= share * self._queue_records_max or self._waiting_bytes >= share * QUEUE_BYTES_MAX
+        if full is not self._paused:
+            (consumer.pause if full else consumer.resume)(consumer.assignment())
+            self._paused = full
 
     def _keep(self, consumer: Consumer) -> None:
         now_s = time.monotonic()
         if now_s >= self._look_at_s:
-            self._look_at_s = now_s + (PARTITIONS_S if self._partitions else 1.0)
-            with suppress(KafkaException):  # asked again; what is known stays
-                found = consumer.list_topics(timeout=1.0).topics
-                self._partitions = {name: len(found[name].partitions) for name in self._topics if name in found}
+            try:
+                with translated("asking for its partitions"):
+                    topics = consumer.list_topics(timeout=1.0).topics
+            except ServiceUnavailable as error:  # what is known stays
+                self._fails(error)
+            else:
+                found = {
+                    name: 0 if topic.error is not None else len(topic.partitions) for name, topic in topics.items()
+                }
+                self._partitions = {name: found[name] for name in self._topics if found.get(name)}
+                missing = [name for name in self._topics if name not in self._partitions]
+                if missing:
+                    self._fails(ServiceUnavailable(f"the Kafka topics {', '.join(missing)} are not there: run a relay"))
+                elif self._member:
+                    self._goes_on()
+            well = self._member and self.trouble is None
+            self._look_at_s = time.monotonic() + (PARTITIONS_S if well else PARTITIONS_HASTY_S)
         if now_s >= self._commit_at_s:
             self._commit_at_s = now_s + COMMIT_S
             self._commit(consumer)
@@ -151,7 +200,7 @@ class KafkaSubscription:
             told = {place: offset for place, offset in self._offsets.items() if place in self._owned}
             self._offsets.clear()
         if told:
-            with suppress(KafkaException):  # a hint: the next one is as good
+            with suppress(KafkaException, RuntimeError):  # a hint: the next one is as good
                 consumer.commit(offsets=[TopicPartition(*place, offset) for place, offset in told.items()])
 
     def _arrive(self, messages: Sequence[Message]) -> None:
@@ -159,7 +208,8 @@ class KafkaSubscription:
         for message in messages:
             error = message.error()
             if error is not None:
-                self._fails(error)
+                if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:  # of missing topics `_keep` tells
+                    self._fails(unavailable(error, "reading events"))
                 continue
             topic, partition, offset = message.topic(), message.partition(), message.offset()
             assert topic is not None
@@ -171,19 +221,29 @@ class KafkaSubscription:
                     raise CorruptEvent(f"an event of type {record.topic!r:.80} on another topic")
             except CorruptEvent as corrupt:
                 self.strays += 1
-                _log.warning("%s partition %d offset %d is no event: %s", topic, partition, offset, corrupt.message)
+                _stray_log.warning(
+                    "%s partition %d offset %d is no event of the bridge: %s; %d such messages until now",
+                    *(topic, partition, offset, corrupt.message, self.strays),
+                )
                 continue
             arrived.append(Arrived(record, partition, offset))
         if arrived:
-            self.trouble = None
+            self._goes_on()
             with self._lock:
                 self._waiting.extend(arrived)
                 self._waiting_bytes += sum(len(one.record.body) for one in arrived)
             self._tell()
 
-    def _fails(self, error: KafkaError) -> None:
-        self.trouble = unavailable(error, "reading events")
-        _log.warning("%s", self.trouble.message)
+    def _fails(self, error: ServiceUnavailable) -> None:
+        # The same again, every second for as long as the broker is away, is no news.
+        if self.trouble is None or self.trouble.message != error.message:
+            _log.warning("%s; the reducer goes on from PostgreSQL", error.message)
+        self.trouble = error
+
+    def _goes_on(self) -> None:
+        if self.trouble is not None:
+            _log.info("reads Kafka again")
+            self.trouble = None
 
     def _tell(self) -> None:
         if self._hinted or self._loop is None:
@@ -197,13 +257,21 @@ class KafkaSubscription:
         self.hint()
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._member = True
         self._owned |= {(part.topic, part.partition) for part in partitions}
-        _log.info("reads %d more partitions, %d in all", len(partitions), len(self._owned))
-        self._paused = False  # those that came are not
-        self.trouble = None
+        self._paused = None  # those that came are not, whatever the others are
+        if partitions:
+            _log.info("reads %d more partitions, %d in all", len(partitions), len(self._owned))
         self._tell()
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._commit(consumer)
         self._owned -= {(part.topic, part.partition) for part in partitions}
         _log.info("reads %d partitions less, %d in all", len(partitions), len(self._owned))
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        _log.info("%d partitions were lost, and may be others' by now", len(partitions))
+        self._leave()
+
+    def _leave(self) -> None:
+        self._member, self._owned, self._paused = False, frozenset(), None

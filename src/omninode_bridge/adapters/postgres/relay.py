@@ -5,7 +5,8 @@ The positions move in that same session: when it is lost, so are the locks, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from omninode_bridge.adapters.postgres import rows
 from omninode_bridge.adapters.postgres.connection import SERVICE, Pool, connect, translated
 from omninode_bridge.adapters.postgres.positions import move
 from omninode_bridge.adapters.postgres.sql import load
+from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.log import Head, ShardKey
 from omninode_bridge.ports import DeadLetter
 from omninode_bridge.ports.transport import Unsent
@@ -41,17 +43,23 @@ class PostgresForwarding:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            self._session.terminate()
+        await self.release()
 
     async def hold(self) -> frozenset[int]:
-        session = await self._open()
-        with translated("taking shards to forward"):
+        if self._session is None or self._session.is_closed():
+            self._held = frozenset()
+            self._session = await connect(self._url, by_key=True, role=SERVICE)
+        async with self._using("taking shards to forward") as session:
             found = await session.fetch(_SQL["hold"], RELAY_LOCK_CLASS, sorted(self._held))
+            self._held |= {row["shard"] for row in found}
             if found:
-                self._held |= {row["shard"] for row in found}
                 await session.execute(_SQL["begin"], CONSUMER)
         return self._held
+
+    async def release(self) -> None:
+        if self._session is not None:
+            self._session.terminate()
+        self._session, self._held = None, frozenset()
 
     async def positions(self) -> dict[ShardKey, Head]:
         with translated("reading how far the log was forwarded"):
@@ -59,8 +67,9 @@ class PostgresForwarding:
         return {(row["topic"], row["shard"]): rows.head_of(row) for row in found}
 
     async def forwarded(self, moves: Mapping[ShardKey, tuple[Head, Head]], refused: Sequence[DeadLetter]) -> bool:
-        session = await self._open()
-        with translated("saving how far the log was forwarded"):
+        if self._session is None or self._session.is_closed():
+            return False
+        async with self._using("saving how far the log was forwarded") as session:
             try:
                 async with session.transaction():
                     if not await move(session, CONSUMER, moves):
@@ -73,21 +82,26 @@ class PostgresForwarding:
         return True
 
     async def unsent(self, limit: int) -> list[Unsent]:
-        session = await self._open()
-        with translated("reading dead letters"):
-            found = await session.fetch(_SQL["unsent"], limit)
+        async with self._using("reading dead letters") as session:
+            found = await session.fetch(_SQL["unsent"], limit, sorted(self._held))
         return [Unsent(row["id"], DeadLetter(record=rows.record_of(row), reason=row["reason"])) for row in found]
 
     async def sent(self, letters: Sequence[Unsent]) -> None:
-        session = await self._open()
-        with translated("noting sent dead letters"):
+        async with self._using("noting sent dead letters") as session:
             await session.execute(_SQL["sent"], [letter.number for letter in letters])
 
-    async def _open(self) -> Connection:
-        if self._session is None or self._session.is_closed():
-            self._held = frozenset()
-            self._session = await connect(self._url, by_key=True, role=SERVICE)
-        return self._session
+    @asynccontextmanager
+    async def _using(self, doing: str) -> AsyncIterator[Connection]:
+        """Give the session that holds the locks. One that fails is given up: nobody knows what it still holds."""
+        session = self._session
+        if session is None:
+            raise ServiceUnavailable(f"the session with PostgreSQL was lost before {doing}: it is opened again")
+        try:
+            with translated(doing):
+                yield session
+        except ServiceUnavailable:
+            await self.release()
+            raise
 
 
 class _Moved(Exception):

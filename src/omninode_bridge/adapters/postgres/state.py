@@ -15,9 +15,9 @@ from omninode_bridge.adapters.postgres import rows
 from omninode_bridge.adapters.postgres.connection import LONG_TIMEOUT_S, seeing, translated
 from omninode_bridge.adapters.postgres.positions import Moves, move
 from omninode_bridge.adapters.postgres.sql import load
-from omninode_bridge.domain.errors import ForeignState, ServiceUnavailable
+from omninode_bridge.domain.errors import CorruptEvent, ForeignState, ServiceUnavailable
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, shares
-from omninode_bridge.domain.reduction import Groupings, State
+from omninode_bridge.domain.reduction import Groupings, Item, State, fold, read_item
 from omninode_bridge.domain.tenancy import EVERYTHING, Visible
 from omninode_bridge.domain.windows import Extent, Sight, Window, events_expired
 from omninode_bridge.ports import READ_BYTES_MAX, DeadLetter, Finish, Generation, foreign_state
@@ -248,6 +248,7 @@ async def _start_from_base(connection: Connection, begun: Generation) -> None:
 async def _replace(connection: Connection, live: Generation, building: Generation) -> None:
     """Put what was built in the place of the live generation, or of one namespace of it."""
     namespace = building.namespace
+    await _read_again(connection, live, building)
     for statement, *arguments in (
         ("clear_state", live.number, namespace),
         ("settle_letters", live.number, building.number, namespace),
@@ -260,6 +261,23 @@ async def _replace(connection: Connection, live: Generation, building: Generatio
     await connection.execute(_SQL["retire"], replaced.number)
     await connection.execute(_SQL["make_live"], kept.number)
     await connection.execute(_SQL["clear_positions"], replaced.consumer)
+
+
+async def _read_again(connection: Connection, live: Generation, building: Generation) -> None:
+    """Fold what the building generation came by before it was mended, and was replayed into the live one since.
+
+    No replay is under way: it shares the live generation, which whoever swaps holds alone.
+    """
+    items: list[Item] = []
+    read: list[int] = []
+    for row in await connection.fetch(_SQL["replayed_meanwhile"], live.number, building.number):
+        with suppress(CorruptEvent):  # damaged again: the letter is open again
+            items.append(read_item(rows.record_of(row)))
+            read.append(row["id"])
+    if read:
+        delta = fold(items, groupings_of(building))
+        await connection.execute(_SQL["merge_state"], rows.state_rows(building.number, delta))
+        await connection.execute(_SQL["drop_letters"], read)
 
 
 async def _clear(connection: Connection, retired: Generation) -> None:

@@ -39,10 +39,10 @@ from omninode_bridge.domain.errors import (
     ServiceUnavailable,
     StateBehind,
 )
-from omninode_bridge.domain.events import decode, encode, erased
+from omninode_bridge.domain.events import encode, erased
 from omninode_bridge.domain.log import NIL_ID, START, Head, Record, ShardKey
 from omninode_bridge.domain.names import uuid7
-from omninode_bridge.domain.reduction import Item, fold, item_of
+from omninode_bridge.domain.reduction import Item, fold, read_item
 from omninode_bridge.ports import READ_BYTES_MAX, Finish, Generation
 
 BATCH_EVENTS_MAX = 5000
@@ -355,16 +355,12 @@ async def _add_to_base(connection: Connection, records: list[Record], last: Reco
 
 def _item(record: Record) -> Item:
     try:
-        event = decode(record.body)
-        if (event.id, event.namespace, event.position) == (record.event_id, record.namespace, record.position):
-            return item_of(event)
-        reason = f"the body is that of event {event.id}"
+        return read_item(record)
     except CorruptEvent as error:
-        reason = error.message
-    raise LawBroken(
-        f"{record.topic} shard {record.shard} position {record.position} is not readable, and no dead letter says so "
-        f"({reason}): run `omninode-bridge audit`"
-    )
+        raise LawBroken(
+            f"{record.topic} shard {record.shard} position {record.position} is not readable, and no dead letter says "
+            f"so ({error.message}): run `omninode-bridge audit`"
+        ) from error
 
 
 def _old(records: list[Record], before: datetime) -> list[Record]:

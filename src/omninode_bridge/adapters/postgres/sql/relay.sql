@@ -25,7 +25,7 @@ ON CONFLICT DO NOTHING
 
 -- name: unsent
 SELECT id, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason FROM dead_letters
-WHERE forwarded_at IS NULL ORDER BY id LIMIT $1
+WHERE forwarded_at IS NULL AND shard = ANY ($2::integer[]) ORDER BY id LIMIT $1
 
 -- name: sent
 UPDATE dead_letters SET forwarded_at = now() WHERE id = ANY ($1::bigint[])

@@ -76,17 +76,44 @@ FROM unnest($2::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event
 JOIN unnest($3::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
 ON CONFLICT (generation, topic, shard, position) DO NOTHING
 
+-- name: replayed_meanwhile
+-- Records that the generation being built could not read, and that were replayed into the live one: as the log has them
+-- now, or as their letters have them where retention deleted them.
+SELECT b.id, r.*
+FROM dead_letters AS b
+JOIN dead_letters AS l ON l.generation = $1 AND l.status = 'replayed'
+    AND l.topic = b.topic AND l.shard = b.shard AND l.position = b.position
+CROSS JOIN LATERAL (
+    SELECT e.topic, e.shard, e.position, e.event_id, e.previous_id, e.namespace, e.workflow_id, e.body
+    FROM event_log AS e WHERE e.topic = l.topic AND e.shard = l.shard AND e.position = l.position
+    UNION ALL
+    SELECT l.topic, l.shard, l.position, l.event_id, l.previous_id, l.namespace, l.workflow_id, l.body
+    FROM log_heads AS h WHERE h.topic = l.topic AND h.shard = l.shard AND h.floor >= l.position
+) AS r
+WHERE b.generation = $2
+
+-- name: drop_letters
+DELETE FROM dead_letters WHERE id = ANY ($1::bigint[])
+
 -- name: settle_letters
 -- A record that neither folding could read stays the same letter, discarded if it was. One that only the old one
 -- could not read is folded now: its letter is closed.
 UPDATE dead_letters AS l SET
-    status = CASE WHEN b.id IS NULL THEN 'replayed' WHEN l.status = 'discarded' THEN l.status ELSE 'open' END,
-    reason = coalesce(b.reason, l.reason),
-    body = coalesce(b.body, l.body)
-FROM dead_letters AS k
-LEFT JOIN dead_letters AS b
-    ON b.generation = $2 AND b.topic = k.topic AND b.shard = k.shard AND b.position = k.position
-WHERE k.id = l.id AND l.generation = $1 AND ($3::text IS NULL OR l.namespace = $3)
+    status = s.status,
+    reason = s.reason,
+    body = s.body,
+    history = CASE WHEN s.status = l.status THEN l.history ELSE (l.history::jsonb || jsonb_build_array(
+        jsonb_build_object('at', now(), 'actor', 'rebuild', 'act', 'rebuild', 'status', s.status)
+    ))::json END
+FROM (
+    SELECT k.id, coalesce(b.reason, k.reason) AS reason, coalesce(b.body, k.body) AS body,
+        CASE WHEN b.id IS NULL THEN 'replayed' WHEN k.status = 'discarded' THEN k.status ELSE 'open' END AS status
+    FROM dead_letters AS k
+    LEFT JOIN dead_letters AS b
+        ON b.generation = $2 AND b.topic = k.topic AND b.shard = k.shard AND b.position = k.position
+    WHERE k.generation = $1 AND ($3::text IS NULL OR k.namespace = $3)
+) AS s
+WHERE s.id = l.id
 
 -- name: drop_repeated_letters
 DELETE FROM dead_letters AS b USING dead_letters AS l
