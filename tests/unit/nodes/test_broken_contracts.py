@@ -356,4 +356,4 @@ def test_versions_are_mappings_and_extra_ids_have_no_effect() -> None:
     with pytest.raises(ContractInvalid) as refused:
         load_orchestrator(edited("orchestrator", {"config.steps[0].step_id": "0190163d-8694-739b-aea5-966c26f8ad91"}))
     assert refused.value.field == "config.steps[0].step_id"
-    assert load_reducer(edited("reducer", {"node_version": V1})).batch_size == 1500
+    assert load_reducer(edited("reducer", {"node_version": V1})).batch_size == 4000
