@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from omninode_bridge.adapters.kafka import KafkaSubscription
-from omninode_bridge.adapters.kafka.subscription import BURST_MAX
+from omninode_bridge.adapters.kafka.subscription import BURST_MAX, CLOSE_S_MAX
 from omninode_bridge.adapters.postgres.state import PostgresStateStore
 from omninode_bridge.app.feed import Feed
 from omninode_bridge.app.project import Projector
 from omninode_bridge.domain.log import Head, Record, ShardKey
+from tests.broker import Broker
 from tests.conftest import Server
 from tests.integration.books import Books, eventually
 from tests.integration.carrier import WAIT_S, Carrier, at_work, soon
@@ -238,6 +240,41 @@ async def test_readers_share_the_partitions_and_one_without_any_leaves_the_shard
             await carrier.forward()
             heads = await books.source.heads()
             await soon_folded(carrier, heads)
+    await carrier.check()
+
+
+async def test_a_consumer_that_fails_is_replaced_and_the_shards_are_folded_meanwhile(carrier: Carrier) -> None:
+    class Failing(KafkaSubscription):
+        failures = 1
+
+        def _keep(self, consumer: Consumer) -> None:
+            super()._keep(consumer)
+            if self.failures:
+                self.failures -= 1
+                raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    await carrier.stamp(STAMPS, sessions=2)
+    await carrier.forward()
+    async with Failing(carrier.settings(), carrier.topics.names) as subscription:
+        await soon(lambda: subscription.trouble, "it says what is wrong")
+        assert all(subscription.owns((carrier.completed, shard)) for shard in range(3))
+        await soon(lambda: subscription.waiting >= STAMPS, "another reads")
+        assert subscription.trouble is None
+
+
+async def test_closing_while_the_broker_hangs_takes_little_time(books: Books, broker: Broker) -> None:
+    carrier = Carrier(books, broker.bootstrap_servers)
+    await carrier.stamp(STAMPS)
+    await carrier.forward()
+    try:
+        async with carrier.reducer() as reducer:
+            await carrier.fold(reducer)
+            await reducer.projector.step()  # and tells its offsets
+            broker.pause()
+            began_s = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began_s < CLOSE_S_MAX + 1.0
+    finally:
+        broker.resume()
     await carrier.check()
 
 

@@ -45,6 +45,7 @@ class Feed:
         self._count = self._bytes = 0
         self._ends: dict[tuple[str, int], int] = {}
         self._seen: dict[ShardKey, Head] = {}
+        self._came: set[ShardKey] = set()
         self._look_at_s = self._warn_at_s = 0.0
         self.filled = 0
         """Records that were read from the log, because the transport did not bring them in order."""
@@ -83,7 +84,9 @@ class Feed:
     def _receive(self, limit: int) -> None:
         for arrived in self._arrivals.take(max(limit, 1)):
             record = arrived.record
-            self._waiting.setdefault((record.topic, record.shard), deque()).append(arrived)
+            key = record.topic, record.shard
+            self._came.add(key)
+            self._waiting.setdefault(key, deque()).append(arrived)
             self._ends[record.topic, arrived.partition] = arrived.offset + 1
             self._count += 1
             self._bytes += len(record.body)
@@ -134,8 +137,10 @@ class Feed:
             for key, head in heads.items()
             if head.position > after.get(key, START).position and self._arrivals.owns(key)
         }
-        late = {key for key, at in behind.items() if self._seen.get(key) == at}
+        # What still comes, be it old, may reach us yet.
+        late = {key for key, at in behind.items() if self._seen.get(key) == at and key not in self._came}
         self._seen, self._look_at_s = behind, now_s + LATE_S
+        self._came.clear()
         return late
 
     async def _fill(self, gaps: Collection[ShardKey], after: Mapping[ShardKey, Head], limit: int) -> list[Record]:

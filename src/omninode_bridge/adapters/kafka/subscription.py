@@ -45,7 +45,8 @@ PARTITIONS_HASTY_S = 1.0
 """The same while it does not."""
 SESSION_MS = 10_000
 """After this long without a word a reader's partitions are others'."""
-CLOSE_S_MAX = 10.0
+CLOSE_S_MAX = 5.0
+"""How long to take leave of the group; a broker that hangs is left without a word, and notices by itself."""
 ANEW_S = 2.0
 """How long to wait before a consumer that failed is replaced."""
 _WAIT_S = 0.2
