@@ -44,7 +44,7 @@ PORTION = 20 * BATCH
 KEPT_STAMPS = 10_000
 STAMP_BYTES = 4096
 """Room on the disk for a stamp: 2.8 KiB are its rows, event and index entries."""
-LOG_BYTES_MAX = 4 * GIB
+LOG_BYTES_MAX = 6 * GIB
 LOG_BYTES = 65_536
 """Room for the write-ahead log: so much a stamp, until PostgreSQL uses its files again."""
 AUDITED_STAMPS = 300

@@ -6,6 +6,7 @@ no edited file or ALTER SYSTEM can take durability away.
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["DATABASE", "PORT", "USER", "initdb_arguments", "server_arguments"]
@@ -23,10 +24,8 @@ _SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    # The indexes that every stamp touches stay in memory to some millions of stamps; it is touched only as needed.
-    "shared_buffers": "256MB",
     # A bulk run would otherwise checkpoint every few seconds and write each page in full again.
-    "max_wal_size": "2GB",
+    "max_wal_size": "4GB",
     "min_wal_size": "160MB",
     # `up` holds some tens, every command that attaches a few.
     "max_connections": "100",
@@ -49,9 +48,15 @@ _SETTINGS = {
 }
 
 
+_BUFFERS_MIB = (128, 2048)
+_BUFFERS_SHARE = 8
+"""The part of the machine's memory, within these bounds, for the pages that every stamp touches, which are those of the
+indexes, some millions of stamps later. It is taken as it is needed."""
+
+
 def server_arguments(sockets: str) -> list[str]:
     """Return the arguments of `postgres`, run inside the data directory, for a server with its socket in `sockets`."""
-    settings = {**_SETTINGS, "unix_socket_directories": sockets}
+    settings = {**_SETTINGS, "shared_buffers": f"{_buffers_mib()}MB", "unix_socket_directories": sockets}
     return ["-D", "pgdata", *(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))]
 
 
@@ -65,3 +70,12 @@ def initdb_arguments(major: int, folder: str) -> list[str]:
         locale = ["--locale=C"]
     fixed = ["--auth=trust", "--encoding=UTF8", "--data-checksums", "--no-instructions"]
     return ["-D", folder, "-U", USER, *fixed, *locale]
+
+
+def _buffers_mib() -> int:
+    least, most = _BUFFERS_MIB
+    try:
+        memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024**2
+    except (ValueError, OSError):  # not every system tells
+        return least
+    return max(least, min(most, memory_mib // _BUFFERS_SHARE))
