@@ -38,6 +38,7 @@ from benchmarks.place import Place
 from benchmarks.service import PROGRAM, environment
 from omninode_bridge.adapters.kafka import KafkaPublisher, KafkaSettings
 from omninode_bridge.adapters.postgres import connection as postgres
+from omninode_bridge.adapters.postgres.relay import transport_key
 from omninode_bridge.adapters.postgres.state import PostgresStateStore
 from omninode_bridge.app.project import live_generation
 from omninode_bridge.domain.events import Erased, StampingFailed, decode, encode, record_of
@@ -75,7 +76,9 @@ async def kafka_reduce(place: Place) -> list[Row]:
     pairs = place.size.pairs_slow
     filled: list[float] = []
     async with Databases.on(place) as databases, _broker(place) as broker:
-        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, group="unused")
+        async with databases.fresh() as url, postgres.pool(url) as pool:
+            key = await transport_key(pool)  # all of them have it from the template
+        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, group="unused", key=key)
         said = time.perf_counter()
         await _publish(kafka, given.contracts.orchestrator.topics, given.records)
         published = len(given.records) / (time.perf_counter() - said)

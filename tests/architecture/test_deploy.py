@@ -47,6 +47,17 @@ def settings() -> Iterator[str]:
             yield from (entry["name"] for entry in found["spec"]["template"]["spec"]["containers"][0]["env"])
 
 
+def told_by_kubernetes(service: dict[str, Any]) -> Iterator[str]:
+    """The variables that a pod gets of a Service, where it asks for them (enableServiceLinks, the default)."""
+    prefix = service["metadata"]["name"].upper().replace("-", "_")
+    yield from (f"{prefix}_{last}" for last in ("SERVICE_HOST", "SERVICE_PORT", "PORT"))
+    for port in service["spec"]["ports"]:
+        if "name" in port:
+            yield f"{prefix}_SERVICE_PORT_{port['name'].upper().replace('-', '_')}"
+        one = f"{prefix}_PORT_{port['port']}_{port.get('protocol', 'TCP')}"
+        yield from (one, f"{one}_PROTO", f"{one}_PORT", f"{one}_ADDR")
+
+
 def probes() -> Iterator[str]:
     """The text of everything that is asked whether it is well."""
     for service in OURS.values():
@@ -75,6 +86,36 @@ def test_every_command_line_is_one_of_ours(where: str, words: list[str]) -> None
 def test_every_setting_is_one_of_ours() -> None:
     known = {f"BRIDGE_{name.upper()}" for name in Settings.model_fields}
     assert set(settings()) - known == set()
+
+
+def test_kubernetes_sets_no_setting_of_ours_by_the_name_of_a_service() -> None:
+    services = [found for found in MANIFESTS if found["kind"] == "Service"]
+    assert services
+    known = {f"BRIDGE_{name.upper()}" for name in Settings.model_fields}
+    assert "BRIDGE_PORT" in known & set(told_by_kubernetes({"metadata": {"name": "bridge"}, "spec": {"ports": []}}))
+    assert known & {name for service in services for name in told_by_kubernetes(service)} == set()
+    # One of somebody else's may have such a name: the pods are told of none.
+    pods = [found["spec"]["template"]["spec"] for found in MANIFESTS if found["kind"] in {"Deployment", "Job"}]
+    assert len(pods) == len(DEPLOYMENTS) + 1
+    assert [pod.get("enableServiceLinks") for pod in pods] == [False] * len(pods)
+
+
+def test_redpanda_is_started_with_one_word_an_item_and_leaves_the_processor_to_others() -> None:
+    program, verb, *options = COMPOSE["services"]["redpanda"]["command"]
+    assert (program, verb) == ("redpanda", "start")
+    assert "--mode=dev-container" in options
+    assert [word for word in options if re.search(r"\s", word)] == []
+
+
+def test_the_documents_give_each_role_the_same_port_and_no_two_roles_one() -> None:
+    given: dict[str, set[str]] = {}
+    for name in ("README.md", "docs/distributed.md", "docs/runbook.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for role, port in re.findall(r"^omninode-bridge serve --role (\w+) .*?--port (\d+)", text, re.MULTILINE):
+            given.setdefault(role, set()).add(port)
+    assert given == {
+        "api": {"8054"}, "orchestrator": {"8055"}, "reducer": {"8056"}, "relay": {"8057"}, "stamping": {"8058"},
+    }  # fmt: skip
 
 
 def test_every_probe_asks_a_call_that_is_there() -> None:

@@ -27,6 +27,7 @@ from omninode_bridge.app.feed import Feed
 from omninode_bridge.app.project import Projector
 from omninode_bridge.app.relay import Relay
 from omninode_bridge.app.telemetry import Telemetry
+from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Plan, Topics
 from tests.integration.books import PATIENCE_S, Books, eventually
@@ -35,6 +36,9 @@ from tests.making import GROUPINGS, PLAN, draft
 WAIT_S = 30.0
 type Totals = dict[str, tuple[int, int]]
 """Stamps and bytes of each namespace."""
+
+KEY = bytes(range(32))
+"""What the records are sealed with."""
 
 
 class Seen(NamedTuple):
@@ -100,6 +104,7 @@ class Carrier:
         return KafkaSettings(
             bootstrap_servers=self.servers,
             group=self.group,
+            key=KEY,
             # Rebalances take a few heartbeats.
             client={"heartbeat.interval.ms": 200} | {name.replace("_", "."): value for name, value in client.items()},
         )
@@ -174,13 +179,17 @@ class Carrier:
         (made,) = admin.create_topics([NewTopic(name, partitions or self.topics.partitions, config=named)]).values()
         made.result(WAIT_S)
 
-    def produce(self, topic: str, bodies: Iterable[bytes], partition: int = 0) -> None:
-        """Put bytes on a topic as they are."""
+    def produce(self, topic: str, bodies: Iterable[bytes], partition: int = 0, key: bytes | None = KEY) -> None:
+        """Put bytes on a topic, sealed by a key as the relay does it, or not at all."""
         producer = Producer({"bootstrap.servers": self.servers, "acks": "all"})
         refused: list[KafkaError] = []
         for body in bodies:
             producer.produce(
-                topic, body, partition=partition, on_delivery=lambda error, _: refused.append(error) if error else None
+                topic,
+                body,
+                partition=partition,
+                headers=[] if key is None else [(SEAL_HEADER, seal(key, body))],
+                on_delivery=lambda error, _: refused.append(error) if error else None,
             )
         assert producer.flush(WAIT_S) == 0
         assert refused == []

@@ -25,6 +25,7 @@ TENANTS = {
 ALL = {"SELECT", "INSERT", "UPDATE", "DELETE"}
 SERVICES = {
     "admin_log": {"SELECT", "INSERT"},
+    "transport_key": {"SELECT"},
     **dict.fromkeys(
         [
             "metadata_stamps", "event_log", "fsm_states", "file_facts", "workflow_inputs", "bridge_state", "log_heads",
@@ -36,7 +37,14 @@ SERVICES = {
 
 BY_NAMESPACE = {"metadata_stamps", "event_log", "fsm_states", "file_facts", "workflow_inputs", "bridge_state"}
 """Tables whose rows are seen by those who may see their namespace."""
-GUARDED = BY_NAMESPACE | {"state_generations", "dead_letters", "api_tokens", "token_usage", "admin_log"}
+GUARDED = BY_NAMESPACE | {
+    "state_generations",
+    "dead_letters",
+    "api_tokens",
+    "token_usage",
+    "admin_log",
+    "transport_key",
+}
 UNGUARDED = {"log_heads", "consumer_positions", "schema_migrations"}
 """They say nothing of any tenant."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 from collections.abc import Mapping
@@ -83,6 +84,32 @@ async def test_losses_repeats_reordering_garbage_and_a_foreign_log_on_the_topics
     async with carrier.reducer() as reducer:
         await carrier.fold(reducer)
         await soon(lambda: reducer.subscription.strays >= len(garbage), "all garbage was counted")
+    await carrier.books.balance()
+
+
+@pytest.mark.parametrize("key", [None, bytes(32)], ids=["without a seal", "by another key"])
+async def test_records_forged_with_the_ids_of_real_ones_change_no_total_and_stop_nothing(
+    carrier: Carrier, key: bytes | None
+) -> None:
+    """Whoever may write to the topics, and has not the database's key, can't say what somebody stamped."""
+    for name in carrier.topics.names:
+        await asyncio.to_thread(carrier.make, name)
+    await carrier.stamp(9)
+    records = await carrier.records()
+    changes = (
+        lambda event: event | {"data": {}},
+        lambda event: event | {"namespace": "a\0b"},
+        lambda event: event | {"namespace": "globex.hr", "data": event["data"] | {"namespace": "globex.hr"}},
+        lambda event: event | {"data": event["data"] | {"file_size": 10**12}},
+    )
+    for change in changes:
+        for record in records:
+            forged = json.dumps(change(json.loads(record.body))).encode()
+            await asyncio.to_thread(carrier.produce, carrier.completed, [forged], record.shard % 3, key)
+    async with carrier.reducer() as reducer:
+        await soon(lambda: reducer.subscription.strays == len(changes) * len(records), "all forgeries were counted")
+        await carrier.fold(reducer)
+        assert reducer.feed.filled == len(records)
     await carrier.books.balance()
 
 

@@ -88,7 +88,7 @@ def test_kcat_prints_them(published: tuple[Flow, list[Stamp]], bootstrap_servers
     assert len(printed) == len(stamps)
     for line in printed:
         key, headers, body = line.split(" ", 2)
-        assert headers == "content-type=application/cloudevents+json"
+        assert headers.startswith("content-type=application/cloudevents+json,omninode-mac=")
         event = json.loads(body)
         assert (event["subject"], event["type"], event["specversion"]) == (key, flow.completed, "1.0")
     assert {json.loads(line.split(" ", 2)[2])["data"]["stamp_id"] for line in printed} == {s.stamp_id for s in stamps}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,13 +17,13 @@ from confluent_kafka.cimpl import NewPartitions
 
 from omninode_bridge.adapters.kafka import KafkaPublisher, KafkaSettings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
-from omninode_bridge.domain.events import CONTENT_TYPE
+from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER, seal
 from omninode_bridge.domain.log import START, Head, Record
 from omninode_bridge.domain.workflow import Topics
 from omninode_bridge.ports import DeadLetter
 from tests.broker import Broker
 from tests.integration.books import Books, eventually
-from tests.integration.carrier import WAIT_S, Carrier, Seen, at_work, soon
+from tests.integration.carrier import KEY, WAIT_S, Carrier, Seen, at_work, soon
 from tests.making import draft
 
 TAKEOVER_S_MAX = 10.0
@@ -84,7 +85,7 @@ async def test_each_shard_is_forwarded_in_order_with_key_and_headers_to_the_part
         record = records[message.event["id"]]
         assert message.body == record.body
         assert message.key.decode() == record.workflow_id
-        assert message.headers == {"content-type": CONTENT_TYPE.encode()}
+        assert message.headers == {"content-type": CONTENT_TYPE.encode(), SEAL_HEADER: seal(KEY, message.body)}
         assert (message.topic, message.partition) == (record.topic, record.shard % 3)
         positions[record.shard].append(record.position)
     assert len(seen) == len(records) == 200
@@ -119,7 +120,7 @@ async def test_the_topics_that_are_missing_are_made_as_the_contract_says(carrier
 
 async def test_topics_that_may_not_be_made_are_named_with_what_to_do(bootstrap_servers: str) -> None:
     name = f"test.{uuid4().hex}"
-    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, group="g")
+    settings = KafkaSettings(bootstrap_servers=bootstrap_servers, group="g", key=KEY)
     async with KafkaPublisher(settings, Topics((name,), 7, retention_ms=-5)) as publisher:  # refused by any broker
         with pytest.raises(ServiceUnavailable, match=rf"{name} is missing and can't be made \(.*\): make it, with 7"):
             await publisher.prepare()
@@ -305,7 +306,7 @@ async def test_while_no_broker_answers_the_log_says_so_a_few_times_and_not_as_an
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
-        settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{nobody.getsockname()[1]}", group="g")
+        settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{nobody.getsockname()[1]}", group="g", key=KEY)
         with caplog.at_level(logging.INFO):
             async with KafkaPublisher(settings, Topics(("a",))) as publisher:
                 with pytest.raises(ServiceUnavailable, match="Kafka failed while asking for its topics"):
@@ -316,14 +317,33 @@ async def test_while_no_broker_answers_the_log_says_so_a_few_times_and_not_as_an
 
 @pytest.mark.parametrize(
     "client",
-    [{"acks": "0"}, {"enable.auto.commit": True}, {"group.instance.id": "a"}, {"no.such": 1}],
-    ids=lambda client: next(iter(client)),
+    [
+        {"acks": "0"},
+        {"enable.auto.commit": True},
+        {"group.instance.id": "a"},
+        {"client.id": "mine"},
+        {"logger": "mine"},
+        {"delivery.report.only.error": True},
+        {"message.timeout.ms": 0},
+        {"message.timeout.ms": 1000},
+        {"delivery.timeout.ms": 0},
+        {"delivery.timeout.ms": "0"},
+        {"delivery.timeout.ms": 300_001},
+        {"delivery.timeout.ms": True},
+        {"no.such": 1},
+    ],
+    ids=str,
 )
 async def test_settings_that_would_break_the_laws_or_are_none_are_refused_by_name(
-    client: dict[str, str | bool],
+    client: dict[str, str | bool | int],
 ) -> None:
-    with pytest.raises(InvalidInput, match=next(iter(client))):
+    with pytest.raises(InvalidInput, match=re.escape(next(iter(client)))):
         async with KafkaPublisher(
-            KafkaSettings(bootstrap_servers="127.0.0.1:1", group="g", client=client), Topics(("a",))
+            KafkaSettings(bootstrap_servers="127.0.0.1:1", group="g", key=KEY, client=client), Topics(("a",))
         ) as publisher:
             await publisher.prepare()
+
+
+@pytest.mark.parametrize("told", [1000, "60000", 300_000])
+async def test_how_long_a_record_may_take_can_be_set(told: str | int) -> None:
+    KafkaSettings(bootstrap_servers="127.0.0.1:1", group="g", key=KEY, client={"delivery.timeout.ms": told})

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from omninode_bridge.adapters.postgres.connection import Pool
-from omninode_bridge.adapters.postgres.relay import PostgresForwarding
+from omninode_bridge.adapters.postgres.relay import PostgresForwarding, transport_key
 from omninode_bridge.app import parts
 from omninode_bridge.app.health import Part
 from omninode_bridge.app.project import Projector
@@ -54,7 +54,7 @@ async def carried(
     if settings.kafka_bootstrap_servers is None or not (relays or listens):
         yield Carried()
         return
-    kafka = kafka_settings(settings)
+    kafka = kafka_settings(settings, await transport_key(pool))
     async with AsyncExitStack() as stack:
         looked_at: list[Part] = []
         projector, hint = None, Carried().hint
@@ -92,7 +92,7 @@ async def running(what: _Running, name: str) -> AsyncIterator[None]:
             await task
 
 
-def kafka_settings(settings: Settings) -> KafkaSettings:
+def kafka_settings(settings: Settings, key: bytes) -> KafkaSettings:
     """Return how the settings' Kafka is reached; InvalidInput where its client is not installed."""
     try:
         from omninode_bridge.adapters.kafka import KafkaSettings
@@ -106,5 +106,6 @@ def kafka_settings(settings: Settings) -> KafkaSettings:
     return KafkaSettings(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         group=settings.kafka_group,
+        key=key,
         client=settings.kafka_client,
     )

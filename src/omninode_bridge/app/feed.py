@@ -7,7 +7,7 @@
 What arrives is believed only where it directly follows what was folded, and where the log has the last of it under its
 id: the chain of ids between holds the rest. So records that the transport lost, repeated, mixed up, refused or forgot,
 and those of another log (an older database's, another bridge's), change no total: what counts comes from the log then.
-That a record whose id is known also says what it said is not looked up: who may write to the topics is trusted.
+That a record says what the relay sent is the subscription's to see to, by its seal.
 """
 
 from __future__ import annotations

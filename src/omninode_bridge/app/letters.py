@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from omninode_bridge.adapters.postgres import connection
 from omninode_bridge.adapters.postgres.letters import PostgresLetters
 from omninode_bridge.adapters.postgres.migrations import migrate, require_current
+from omninode_bridge.adapters.postgres.relay import transport_key
 from omninode_bridge.app.carrying import kafka_settings
 from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
@@ -86,7 +87,7 @@ async def dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
 
             async def publisher() -> Publisher:
                 if not opened:
-                    opened.append(await _opened_publisher(settings, stack))
+                    opened.append(await _opened_publisher(settings, pool, stack))
                 return opened[0]
 
             yield DeadLetters(PostgresLetters(pool), publisher, actor=settings.stamped_by)
@@ -104,14 +105,14 @@ def checked_reason(text: str) -> str:
     return reason
 
 
-async def _opened_publisher(settings: Settings, stack: AsyncExitStack) -> Publisher:
+async def _opened_publisher(settings: Settings, pool: connection.Pool, stack: AsyncExitStack) -> Publisher:
     if settings.kafka_bootstrap_servers is None:
         raise InvalidInput(
             "the relay could not forward this event, and there is no Kafka to send it to: set "
             "BRIDGE_KAFKA_BOOTSTRAP_SERVERS, or discard the letter",
             field="kafka_bootstrap_servers",
         )
-    kafka = kafka_settings(settings)
+    kafka = kafka_settings(settings, await transport_key(pool))
     from omninode_bridge.adapters.kafka import KafkaPublisher
     from omninode_bridge.nodes.contracts import load_contracts
 

@@ -128,8 +128,11 @@ def reducer(
 class Forwarder(Protocol):
     """The relay of this process."""
 
-    trouble: Exception | None
     held: frozenset[int]
+    burial: Exception | None
+
+    @property
+    def trouble(self) -> Exception | None: ...
 
 
 class Passed(Protocol):
@@ -174,6 +177,9 @@ def relay(source: EventSource, passed: Passed, clock: Clock, forwarder: Forwarde
             return Finding("degraded" if known else "down", f"it can't forward: {why}", gauges)
         if age_s > LATE_S:
             return Finding("degraded", f"{lag} events are not forwarded, the oldest for {age_s:.0f} s", gauges)
+        if (burial := forwarder.burial) is not None:
+            why = burial.message if isinstance(burial, BridgeError) else "the log says why"
+            return Finding("degraded", f"dead letters don't reach Kafka, all else does: {why}", gauges)
         return Finding(gauges=gauges)
 
     return Part("relay", check, needed=needed, asks=True)

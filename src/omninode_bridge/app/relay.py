@@ -4,6 +4,9 @@ A shard has one relay at a time, by a lock in PostgreSQL; one that lost it witho
 sent, and its position does not move. Repeats harm nobody: readers fold direct successors only. A relay that fails lets
 its shards go, so that one that still reaches the transport takes them. What the transport refuses for itself becomes a
 dead letter in the transaction that moves the position: the relay neither stops there nor skips it.
+
+One fault does not stop the others: a shard whose log does not continue is left out, and dead letters that their topics
+don't take wait, each said by `/health`, while all else is forwarded.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Protocol
 
@@ -23,11 +26,17 @@ from omninode_bridge.ports.transport import Forwarding, Publisher
 BATCH_EVENTS_MAX = 4000
 """Events sent together: the position moves once a batch."""
 LETTERS_MAX = 100
+BROKEN_MAX = 5
+"""Shards whose log does not continue that are named, at most."""
 POLL_S = 0.2
 """How long to wait for a hint before looking anyway; and for a shard that another relay leaves."""
 PAUSE_S_MAX = 5.0
 PREPARE_S = 10.0
 """How often to see to the topics: somebody may have deleted them, or have given them partitions."""
+LOOK_S = 5.0
+"""How often to look at the shards again that are left out."""
+BURY_PAUSES = 10
+"""Dead letters that were not taken wait as many times longer than that took: all else waits meanwhile."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,40 +64,59 @@ class Relay:
         self._publisher = publisher
         self._meter = meter
         self._batch_max = batch_max
-        self._prepare_at_s = 0.0
-        self.trouble: Exception | None = None
-        """What the loop's last turn failed with; None when it went well."""
+        self._prepare_at_s = self._look_at_s = self._bury_at_s = 0.0
+        self._failure: Exception | None = None
+        self._broken: dict[ShardKey, LawBroken] = {}
+        self.burial: Exception | None = None
+        """What dead letters could not be sent for; None since they were."""
         self.held: frozenset[int] = frozenset()
         """The shards that this relay forwards."""
         self.wake = asyncio.Event()
         """Set it as a hint that there is news."""
 
+    @property
+    def trouble(self) -> Exception | None:
+        """What keeps the relay from forwarding: a log that does not continue, or what the last turn failed with."""
+        if not self._broken:
+            return self._failure
+        return LawBroken("; ".join(self._broken[key].message for key in sorted(self._broken)[:BROKEN_MAX]))
+
     async def step(self) -> int:
         """Forward a batch; return the number of records that moved the positions."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = _now_s()
         if now_s >= self._prepare_at_s:
             await self._publisher.prepare()
             self._prepare_at_s = now_s + PREPARE_S
         self.held = await self._forwarding.hold()
+        self._broken = {key: misfit for key, misfit in self._broken.items() if key[1] in self.held}
         if not self.held:
+            self.burial = None  # others' business now
             return 0
         sent = await self._forward()
-        await self._bury()
+        if _now_s() >= self._bury_at_s:
+            await self._bury()
         return sent
 
     async def _forward(self) -> int:
         heads = await self._source.heads()
         after = await self._forwarding.positions()
+        wanted = self._wanted(heads)
         # Others' shards are read from their ends, which is not at all.
-        starts = {key: after.get(key, START) if key[1] in self.held else head for key, head in heads.items()}
+        starts = {key: after.get(key, START) if key in wanted else head for key, head in heads.items()}
         found = await self._source.read(starts, self._batch_max)
-        records = [record for record in found if record.shard in self.held]
-        try:
-            moves = _moves(starts, records)
-        except LawBroken:
-            if await self._forwarding.positions() != after:
-                return 0  # another relay went on meanwhile, and retention deleted what it had forwarded
-            raise
+        moves, misfits = _moves(starts, [record for record in found if (record.topic, record.shard) in wanted])
+        if misfits:
+            # Another relay may have gone on meanwhile, and retention have deleted what it had forwarded.
+            now = await self._forwarding.positions()
+            for key in [key for key in misfits if now.get(key) != after.get(key)]:
+                del misfits[key]
+                moves.pop(key, None)
+        done = moves.keys() | {key for key, head in heads.items() if head == after.get(key, START)}
+        self._leave_out(misfits, (self._broken.keys() & heads.keys()) - (wanted & done))
+        records = [
+            record for record in found
+            if (move := moves.get((record.topic, record.shard))) and record.position <= move[1].position
+        ]  # fmt: skip
         if not records:
             return 0
         outcomes = await self._publisher.publish(records)
@@ -108,10 +136,37 @@ class Relay:
             )  # fmt: skip
         return len(records)
 
+    def _wanted(self, keys: Iterable[ShardKey]) -> set[ShardKey]:
+        """Return which of the shards to read: those that are held, and not left out until it is time to look again."""
+        resting = self._broken.keys() if _now_s() < self._look_at_s else ()
+        return {key for key in keys if key[1] in self.held and key not in resting}
+
+    def _leave_out(self, misfits: Mapping[ShardKey, LawBroken], still: Set[ShardKey]) -> None:
+        """Note the shards whose log does not continue: those just found, and of those known before the ones `still`."""
+        before = self._broken
+        self._broken = {key: before[key] for key in still} | dict(misfits)
+        if misfits:
+            self._look_at_s = _now_s() + LOOK_S
+        for key in self._broken.keys() - before.keys():
+            _log.error("the relay leaves a shard out: %s", self._broken[key].message)
+        for topic, shard in before.keys() - self._broken.keys():
+            _log.info("the relay does not leave %s shard %d out any more", topic, shard)
+
     async def _bury(self) -> None:
+        began_s = _now_s()
         while letters := await self._forwarding.unsent(LETTERS_MAX):
-            await self._publisher.bury([one.letter for one in letters])
+            try:
+                await self._publisher.bury([one.letter for one in letters])
+            except Exception as error:
+                if type(error) is not type(self.burial):
+                    _tell("dead letters can't be sent, and wait", error)
+                self.burial = error
+                self._bury_at_s = _now_s() + max(PAUSE_S_MAX, BURY_PAUSES * (_now_s() - began_s))
+                return
             await self._forwarding.sent(letters)
+        if self.burial is not None:
+            _log.info("dead letters are sent again")
+            self.burial = None
 
     async def run(self) -> None:
         """Forward for ever; whatever goes wrong is logged once and tried again, more and more slowly."""
@@ -135,31 +190,47 @@ class Relay:
 
     def _fails(self, error: Exception) -> None:
         # The like of it again, every few seconds for as long as the broker is away, is no news.
-        if type(error) is not type(self.trouble):
-            known = isinstance(error, ServiceUnavailable)
-            _log.log(
-                logging.WARNING if known else logging.ERROR,
-                "the relay can't forward: %s",
-                error.message if isinstance(error, BridgeError) else type(error).__name__,
-                exc_info=None if known else error,
-            )
-        self.trouble = error
+        if type(error) is not type(self._failure):
+            _tell("the relay can't forward", error)
+        self._failure = error
 
     def _goes_on(self) -> None:
-        if self.trouble is not None:
+        if self._failure is not None:
             _log.info("the relay forwards again")
-            self.trouble = None
+            self._failure = None
 
 
-def _moves(starts: Mapping[ShardKey, Head], records: Sequence[Record]) -> dict[ShardKey, tuple[Head, Head]]:
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _tell(what: str, error: Exception) -> None:
+    known = isinstance(error, ServiceUnavailable)
+    _log.log(
+        logging.WARNING if known else logging.ERROR,
+        "%s: %s",
+        *(what, error.message if isinstance(error, BridgeError) else type(error).__name__),
+        exc_info=None if known else error,
+    )
+
+
+def _moves(
+    starts: Mapping[ShardKey, Head], records: Sequence[Record]
+) -> tuple[dict[ShardKey, tuple[Head, Head]], dict[ShardKey, LawBroken]]:
+    """Return how far each shard can be forwarded, and where its log does not continue."""
+    moves: dict[ShardKey, tuple[Head, Head]] = {}
+    misfits: dict[ShardKey, LawBroken] = {}
     by_shard: dict[ShardKey, list[Record]] = defaultdict(list)
     for record in records:
         by_shard[record.topic, record.shard].append(record)
     for key, chain in by_shard.items():
-        _, misfit = follow(starts.get(key, START), chain)
+        start = starts.get(key, START)
+        accepted, misfit = follow(start, chain)
+        if accepted:
+            moves[key] = start, accepted[-1].head
         if misfit is not None:
-            raise LawBroken(
+            misfits[key] = LawBroken(
                 f"the event log of {key[0]} shard {key[1]} does not continue before position {misfit.position}: run "
                 "`omninode-bridge audit`"
             )
-    return {key: (starts.get(key, START), chain[-1].head) for key, chain in by_shard.items()}
+    return moves, misfits

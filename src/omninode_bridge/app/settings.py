@@ -7,9 +7,11 @@ descriptions from here.
 from __future__ import annotations
 
 import getpass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import msgspec
 import platformdirs
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -27,14 +29,17 @@ def _user() -> str:
 class Settings(BaseSettings):
     """Settings; each is also the environment variable `BRIDGE_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="BRIDGE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="BRIDGE_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("omninode-bridge", appauthor=False)),
         description="Folder of the embedded PostgreSQL.",
     )
     database_url: str | None = Field(
-        None, description="Your own PostgreSQL (15 or newer), instead of the embedded one."
+        None,
+        repr=False,
+        examples=["postgresql://user:password@host:5432/database"],
+        description="Your own PostgreSQL (15 or newer), instead of the embedded one.",
     )
     postgres_binaries: Path | None = Field(
         None, description="Folder with `postgres` and `initdb` for the embedded server, instead of the wheel's."
@@ -78,12 +83,18 @@ class Settings(BaseSettings):
     kafka_group: str = Field(
         "omninode-bridge", min_length=1, max_length=255, description="Consumer group of the reducers."
     )
-    kafka_client: dict[str, str | int | float | bool] = Field(
-        {}, repr=False, description="More settings of the Kafka client (librdkafka), as JSON: SASL, TLS, …"
+    kafka_client: Annotated[dict[str, str | int | float | bool], NoDecode] = Field(
+        {},
+        repr=False,
+        examples=['{"security.protocol": "SASL_SSL", "sasl.username": "bridge"}'],
+        description="More settings of the Kafka client (librdkafka), as JSON: SASL, TLS, …",
     )
     event_streams_max: int = Field(100, ge=1, description="Streams of events at once, at most; beyond it: 503.")
     start_timeout_s: float = Field(
-        60.0, ge=0, description="How long `serve` waits at its start for what it needs, in seconds."
+        60.0,
+        ge=0,
+        le=86_400,
+        description="How long `serve` waits at its start for what it needs, in seconds; 0: it looks once.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
     log_format: Literal["json", "console"] | None = Field(
@@ -97,14 +108,29 @@ class Settings(BaseSettings):
     def _listed(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    @field_validator("kafka_client", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return msgspec.json.decode(value)
+        except (ValueError, RecursionError):
+            raise ValueError("it is no JSON") from None
+
     @classmethod
     def read(cls, **flags: object) -> Self:
         """Return the settings; flags that are None are left to the environment. InvalidInput names a bad one."""
         try:
             return cls(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:
-            first = error.errors()[0]
+            first: Mapping[str, Any] = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "setting"
-            raise InvalidInput(
-                f"BRIDGE_{name.upper()} = {first.get('input')!r} is not usable: {first['msg']}", field=name
-            ) from error
+            field = cls.model_fields.get(name)
+            if field is None or field.repr:
+                said = f" = {first.get('input')!r} is not usable: {first['msg']}"
+            elif field.examples:  # a secret, or with one in it: neither it nor what was found wrong in it is shown
+                said = f" is not usable (its value is not shown): it has to be like {field.examples[0]}"
+            else:
+                said = " is not usable (its value is not shown): it has to be a text"
+            raise InvalidInput(f"BRIDGE_{name.upper()}{said}", field=name) from error

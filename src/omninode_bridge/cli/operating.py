@@ -38,6 +38,12 @@ def serve(role: Role, database_url: str | None, host: str | None, port: int | No
             "or use `omninode-bridge up`, which brings its own",
             field="database_url",
         )
+    if role == "relay" and settings.kafka_bootstrap_servers is None:
+        raise InvalidInput(
+            "a relay forwards events to Kafka: say where that is with BRIDGE_KAFKA_BOOTSTRAP_SERVERS, such as "
+            "kafka:9092",
+            field="kafka_bootstrap_servers",
+        )
 
     async def work() -> int:
         from omninode_bridge.app.waiting import wait_for_dependencies

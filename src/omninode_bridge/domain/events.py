@@ -11,15 +11,20 @@ shard of its topic, so that a reader can prove that it skipped nothing.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
 
 import msgspec
 
-from omninode_bridge.domain.errors import CorruptEvent
+from omninode_bridge.domain.errors import BridgeError, CorruptEvent
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Record
+from omninode_bridge.domain.names import check_namespace
 from omninode_bridge.domain.stamp import Stamp
 
 CONTENT_TYPE = "application/cloudevents+json"
+SEAL_HEADER = "omninode-mac"
 SOURCE = "/omninode-bridge/orchestrator"
 COMPLETED_SCHEMA = "urn:omninode-bridge:stamping-completed:1"
 FAILED_SCHEMA = "urn:omninode-bridge:stamping-failed:1"
@@ -85,6 +90,7 @@ type Event = StampingCompleted | StampingFailed | Erased
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
+_IDS = re.compile(" ".join(["[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"] * 3))
 _placer = msgspec.json.Decoder(_Place)
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed | Erased)
 
@@ -136,8 +142,25 @@ def record_of(body: bytes) -> Record:
         place = _placer.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise CorruptEvent(f"not an event with a place in the log: {error}") from error
+    if not _IDS.fullmatch(f"{place.id} {place.previousid} {place.subject}"):
+        raise CorruptEvent("its ids are no UUIDs")
+    if place.namespace and not _is_namespace(place.namespace):  # a tombstone has none
+        raise CorruptEvent(f"{place.namespace!r:.80} is no namespace")
     if place.position < 1 or not 0 <= place.shard < SHARDS_MAX:
         raise CorruptEvent(f"shard {place.shard} position {place.position} is no place in a log")
     return Record(
         place.type, place.shard, place.position, place.id, place.previousid, place.namespace, place.subject, body
     )
+
+
+@lru_cache(4096)
+def _is_namespace(text: str) -> bool:
+    try:
+        return check_namespace(text) == text
+    except BridgeError:
+        return False
+
+
+def seal(key: bytes, body: bytes) -> bytes:
+    """Return the keyed digest of an encoded event, as hexadecimal digits: whoever has not the key can't make it."""
+    return blake2b(body, key=key, digest_size=16).hexdigest().encode()

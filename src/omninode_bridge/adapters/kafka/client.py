@@ -13,12 +13,17 @@ from confluent_kafka import KafkaError, KafkaException
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
 
 OWN = frozenset({
-    "acks", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit", "enable.auto.offset.store",
-    "enable.idempotence", "enable.partition.eof", "error_cb", "group.id", "group.instance.id", "log_cb", "logger",
-    "metadata.broker.list", "on_commit", "on_delivery", "partition.assignment.strategy", "request.required.acks",
-    "stats_cb", "throttle_cb", "transactional.id",
+    "acks", "auto.commit.enable", "auto.offset.reset", "bootstrap.servers", "client.id", "delivery.report.only.error",
+    "enable.auto.commit", "enable.auto.offset.store", "enable.idempotence", "enable.partition.eof", "error_cb",
+    "group.id", "group.instance.id", "log_cb", "logger", "message.timeout.ms", "metadata.broker.list", "on_commit",
+    "on_delivery", "partition.assignment.strategy", "request.required.acks", "stats_cb", "throttle_cb",
+    "transactional.id",
 })  # fmt: skip
 """What exactly-once and this program's own work hang on: not for settings to change."""
+DELIVERY_TIMEOUT = "delivery.timeout.ms"
+"""May be set: `message.timeout.ms`, its other name, may not, for of two values one would be passed over in silence."""
+DELIVERY_MS_LIMIT = 300_000
+"""The largest that it may be. The publisher waits as long for a record, so 0, which means for ever, is none."""
 METADATA_S_MAX = 5.0
 """How long to wait for the broker's answer to a question about topics; a process that ends may have to wait as long."""
 REPEAT_S = 60.0
@@ -62,12 +67,20 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     bootstrap_servers: str
     group: str
+    key: bytes
+    """What records are sealed with."""
     client: Mapping[str, str | int | float | bool] = {}
 
     def __post_init__(self) -> None:
         for name in self.client:
             if name in OWN:
                 raise InvalidInput(f"BRIDGE_KAFKA_CLIENT can't set {name!r}: the bridge does", field="kafka_client")
+        told = str(self.client.get(DELIVERY_TIMEOUT, DELIVERY_MS_LIMIT))
+        if not (told.isascii() and told.isdigit() and 1 <= int(told) <= DELIVERY_MS_LIMIT):
+            raise InvalidInput(
+                f"BRIDGE_KAFKA_CLIENT: {DELIVERY_TIMEOUT!r} goes from 1 to {DELIVERY_MS_LIMIT}, in milliseconds",
+                field="kafka_client",
+            )
 
     def config(self, defaults: Mapping[str, object] | None = None, **own: object) -> dict[str, object]:
         """Return the configuration of a client: its own settings above those passed through, the defaults below."""

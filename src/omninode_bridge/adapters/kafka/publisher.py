@@ -23,7 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from omninode_bridge.adapters.kafka.client import METADATA_S_MAX, KafkaSettings, created, translated, unavailable
 from omninode_bridge.domain.errors import ServiceUnavailable
-from omninode_bridge.domain.events import CONTENT_TYPE
+from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Topics
 from omninode_bridge.ports.state import DeadLetter
@@ -167,7 +167,8 @@ class KafkaPublisher:
 
     def _message(self, record: Record) -> _Message:
         partition = record.shard % self._partitions[record.topic]
-        return _Message(record.topic, partition, record.workflow_id, record.body, _HEADERS)
+        headers = [*_HEADERS, (SEAL_HEADER, seal(self._settings.key, record.body))]
+        return _Message(record.topic, partition, record.workflow_id, record.body, headers)
 
     def _settle(self, messages: Sequence[_Message]) -> list[str | None]:
         """Send, and return for each None, or why the broker refused it when it stood alone."""

@@ -5,8 +5,8 @@
 
 * The group shares the partitions out, and moves only those that must move (cooperative).
 * The queue has a limit; when it is full the partitions are paused, and the thread goes on answering the group.
-* A message that is none of our records is counted and left out: it has no place in the log, so no total can lack it.
-  One of ours that was damaged leaves a gap, which the reader fills from the log.
+* A message that our relay did not send so, by its keyed digest, is counted and left out: no total can lack it. One of
+  ours that was damaged or forged leaves a gap, which the reader fills from the log.
 * Offsets are committed as a hint, so that the next reader does not begin at the start. Where there is none, or the
   broker has not got it any more, reading begins at the oldest message: repeats are dropped by position.
 * Who is no member of the group, because the broker is away or the topics are, owns every shard: then readers fold from
@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from hmac import compare_digest
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +30,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from omninode_bridge.adapters.kafka.client import KafkaSettings, Seldom, created, translated, unavailable
 from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
-from omninode_bridge.domain.events import record_of
+from omninode_bridge.domain.events import SEAL_HEADER, record_of, seal
 from omninode_bridge.domain.log import ShardKey
 from omninode_bridge.ports.transport import Arrived
 
@@ -217,7 +218,7 @@ class KafkaSubscription:
             assert partition is not None
             assert offset is not None
             try:
-                record = record_of(message.value() or b"")
+                record = record_of(self._unsealed(message))
                 if record.topic != topic:
                     raise CorruptEvent(f"an event of type {record.topic!r:.80} on another topic")
             except CorruptEvent as corrupt:
@@ -234,6 +235,15 @@ class KafkaSubscription:
                 self._waiting.extend(arrived)
                 self._waiting_bytes += sum(len(one.record.body) for one in arrived)
             self._tell()
+
+    def _unsealed(self, message: Message) -> bytes:
+        """Return what a message holds, if the relay of this database sent it so."""
+        body = message.value() or b""
+        headers = message.headers()
+        told = dict(headers).get(SEAL_HEADER) if headers else None
+        if not isinstance(told, bytes) or not compare_digest(told, seal(self._settings.key, body)):
+            raise CorruptEvent(f"it has not the {SEAL_HEADER} of this database's relay")
+        return body
 
     def _fails(self, error: ServiceUnavailable) -> None:
         # The same again, every second for as long as the broker is away, is no news.

@@ -28,6 +28,12 @@ RELAY_LOCK_CLASS = 0x0B21D6F
 _SQL = load("relay")
 
 
+async def transport_key(pool: Pool) -> bytes:
+    """Return the key that records are sealed with on their way."""
+    with translated("reading the transport's key"):
+        return bytes(await pool.fetchval(_SQL["key"]))
+
+
 class PostgresForwarding:
     """The relay's side of the log. Its session is opened when it is needed, and again after it was lost."""
 

@@ -23,9 +23,16 @@ FROM unnest($1::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event
 JOIN unnest($2::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
 ON CONFLICT DO NOTHING
 
+-- name: key
+SELECT key FROM transport_key
+
 -- name: unsent
+-- Those that wait for a decision: the relay's own, and the live state's. One of a state that is being built may yet turn
+-- out to be the live one's, or vanish.
 SELECT id, topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason FROM dead_letters
-WHERE forwarded_at IS NULL AND shard = ANY ($2::integer[]) ORDER BY id LIMIT $1
+WHERE forwarded_at IS NULL AND shard = ANY ($2::integer[]) AND status = 'open'
+    AND (generation IS NULL OR generation = (SELECT generation FROM state_generations WHERE status = 'live'))
+ORDER BY id LIMIT $1
 
 -- name: sent
 UPDATE dead_letters SET forwarded_at = now() WHERE id = ANY ($1::bigint[])
