@@ -4,11 +4,16 @@ from contextlib import aclosing
 from uuid import UUID
 
 import msgspec
+import pytest
 
+from omninode_bridge.adapters.memory import reads as memory
+from omninode_bridge.adapters.postgres import reads as postgres
 from omninode_bridge.domain.names import canonical_json, path_hash
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Stamp
+from omninode_bridge.domain.tenancy import Visible
 from omninode_bridge.domain.workflow import Visit
+from omninode_bridge.ports import PAGE_BYTES_MAX, StampFilter
 from tests.conformance.storage import Storage
 from tests.making import FACTS, NAMESPACE, draft, failure, hash_of, new_id, paths
 
@@ -53,6 +58,54 @@ async def test_reads_give_the_stamp_as_it_was_first_answered(storage: Storage) -
     assert await storage.reads.by_id(first.stamp_id) == first
     assert await storage.reads.by_hash(first.file_hash) == [first]
     assert await storage.reads.history(NAMESPACE, "a.txt") == [first]
+
+
+# Pages
+
+
+async def test_a_page_ends_where_its_bytes_do_and_the_next_goes_on(storage: Storage) -> None:
+    great, small = [f"{n:03}" for n in range(150)], ["x", "y", "z"]
+    metadata = {"k": "x" * 60_000}
+    await storage.ledger.record([*(draft(name, metadata=metadata) for name in great), *map(draft, small)])
+    found: list[Stamp] = []
+    lengths, before = [], None
+    while True:
+        page = await storage.reads.page(NAMESPACE, StampFilter(), before=before, limit=100)
+        found += page.stamps
+        lengths.append(len(page.stamps))
+        before = page.before
+        if before is None:
+            break
+    fitting = PAGE_BYTES_MAX // 60_100
+    assert lengths == [fitting + 3, fitting, 150 - 2 * fitting]
+    assert paths(found) == [*great, *small][::-1]
+
+
+async def test_of_a_digest_there_are_as_many_stamps_as_their_bytes_allow(storage: Storage) -> None:
+    stamps = await storage.stamp(*(draft(f"{n:03}", metadata={"k": "x" * 60_000}) for n in range(90)))
+    newest, fitting = stamps[::-1], PAGE_BYTES_MAX // 60_100
+    digest = hash_of(b"a")
+    assert await storage.reads.by_hash(digest) == newest[:fitting]
+    assert await storage.reads.by_hash(digest, [NAMESPACE]) == newest[:fitting]
+    assert await storage.reads.by_hash(digest, limit=2) == newest[:2]
+    seen = storage.reads.seen_by(Visible((NAMESPACE, "other.*")))
+    assert await seen.by_hash(digest) == newest[:fitting]
+    wanted = StampFilter(file_hash=digest)
+    assert (await seen.page(NAMESPACE, wanted)).stamps == newest[:fitting]
+
+
+async def test_a_page_has_its_first_stamp_whatever_its_size(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, postgres):
+        monkeypatch.setattr(module, "PAGE_BYTES_MAX", 1)
+    stamps = await storage.stamp(draft("a"), draft("b"), draft("c"))
+    found, before = [], None
+    for _ in stamps:
+        page = await storage.reads.page(NAMESPACE, StampFilter(), before=before)
+        assert (len(page.stamps), page.before is None) == (1, page.stamps == stamps[:1])
+        found += page.stamps
+        before = page.before
+    assert found == stamps[::-1]
+    assert await storage.reads.by_hash(hash_of(b"a")) == stamps[2:]
 
 
 # By path

@@ -338,10 +338,11 @@ async def test_a_servers_dump_is_restored_elsewhere_as_the_runbook_says(
     await server.drop(url)
     elsewhere = await EmbeddedPostgres.start(tmp_path / "elsewhere", binaries=programs.folder)
     async with elsewhere:
-        roles, create_database = _statements()
+        roles, create_database, schema = _statements()
         await _execute(elsewhere.dsn, roles)
         await _execute(elsewhere.dsn, create_database)
         restored = elsewhere.dsn.replace("/bridge?", "/team?")
+        await _execute(restored, schema)
         options = ["--no-owner", "--role=team", "--single-transaction", "--exit-on-error"]
         await _run(programs.program("pg_restore"), *options, f"--dbname={restored}", str(dumped))
         # As the user of the URL, who owns the tables and sees no row by himself.
@@ -349,12 +350,13 @@ async def test_a_servers_dump_is_restored_elsewhere_as_the_runbook_says(
             await check(bridge, before, told)
 
 
-def _statements() -> tuple[str, str]:
+def _statements() -> tuple[str, str, str]:
     """The runbook's SQL for a new server, for the user and database `team`."""
     text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    roles, _, database = re.sub(r"\bbridge\b", "team", block).rpartition("CREATE DATABASE")
-    return roles, f"CREATE DATABASE{database}"
+    roles, _, rest = re.sub(r"\bbridge\b", "team", block).rpartition("CREATE DATABASE")
+    database, schema = rest.split("\\connect team\n")
+    return roles, f"CREATE DATABASE{database}", schema
 
 
 async def _execute(url: str, statements: str) -> None:

@@ -118,6 +118,16 @@ async def test_stamps_come_in_pages_newest_first(client: httpx.AsyncClient) -> N
     assert (await client.get(next_link(first))).json()["stamps"] == found[1]
 
 
+async def test_pages_of_great_stamps_are_short_and_all_of_them_come(client: httpx.AsyncClient) -> None:
+    great = {"metadata": {"k": "x" * 60_000}}
+    stamps = await stamp_some(client, *({"file_path": f"{n}.txt", **great} for n in range(150)))
+    found = await pages(client, f"/namespaces/{NAMESPACE}/stamps", "stamps", limit=1000)
+    assert [len(page) for page in found] == [69, 69, 12]  # of 4 MiB
+    assert [stamp["stamp_id"] for stamp in flat(found)] == [stamp["stamp_id"] for stamp in reversed(stamps)]
+    looked_up = (await client.get(f"/stamp/{stamps[0]['file_hash']}")).json()["stamps"]
+    assert looked_up == found[0]
+
+
 async def test_stamps_are_filtered(client: httpx.AsyncClient) -> None:
     old, text, code, claimed = await stamp_some(
         client,

@@ -22,6 +22,7 @@ from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.query import Query
 from omninode_bridge.domain.errors import Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID
+from omninode_bridge.domain.tenancy import Visible
 from tests.conftest import Server
 from tests.integration.books import PATIENCE_S, Books, eventually, opened_books
 from tests.making import GROUPINGS, NAMESPACE, draft, failure, hash_of, paths
@@ -104,8 +105,9 @@ async def test_listings_leave_connections_for_others(books: Books) -> None:
         for _ in range(STREAMS_MAX):
             listing = await stack.enter_async_context(aclosing(books.reads.latest_under(NAMESPACE)))
             await anext(listing)
-        with pytest.raises(Overloaded, match=f"{STREAMS_MAX} listings"):
-            await anext(books.reads.latest_under(NAMESPACE))
+        for reads in (books.reads, books.reads.seen_by(Visible((NAMESPACE,)))):
+            with pytest.raises(Overloaded, match=f"{STREAMS_MAX} listings"):
+                await anext(reads.latest_under(NAMESPACE))
         await books.catch_up()
     assert len([stamp async for stamp in books.reads.latest_under(NAMESPACE)]) == len(NAMES)
 

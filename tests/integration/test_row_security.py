@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import asyncpg
 import pytest
 import pytest_asyncio
 from asyncpg.connection import Connection
 
-from omninode_bridge.adapters.postgres.connection import TENANT, connect, given
+from omninode_bridge.adapters.postgres.connection import SERVICE, TENANT, connect, given
+from omninode_bridge.adapters.postgres.diagnosis import examine
+from omninode_bridge.adapters.postgres.migrations import migrate
 from omninode_bridge.app.administration import administration
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.stamp import Inline
-from tests.integration.catalogue import BY_NAMESPACE, SERVICES, TENANTS, faults
+from tests.conftest import Server
+from tests.integration.catalogue import BY_NAMESPACE, GUARDED, SERVICES, TENANTS, faults
 
 OURS, THEIRS = "acme.a", "globex.b"
 OLD_FILE = os.__file__
@@ -235,15 +239,64 @@ async def test_of_the_generations_a_tenant_sees_which_one_is_live_and_no_namespa
         await tenant.fetch("SELECT namespace FROM state_generations")
 
 
-async def test_an_owner_without_a_role_sees_nothing(database_url: str, owner: Connection) -> None:
-    await fill(database_url)
-    name = f"plain_owner_{owner.get_server_pid()}"
-    await owner.execute(f"CREATE ROLE {name}; GRANT USAGE, CREATE ON SCHEMA public TO {name}")
+LOGINS = {
+    "as the runbook says": ("NOINHERIT", f"GRANT {TENANT}, {SERVICE} TO", ""),
+    # What CREATE ROLE leaves its user with: on PostgreSQL 15 the right to make himself a member, later the same as
+    # an administrator of the roles, who does not inherit them.
+    "that made the roles, on 15": ("NOINHERIT CREATEROLE", None, ""),
+    "that made the roles": ("CREATEROLE", f"GRANT {TENANT}, {SERVICE} TO", "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"),
+    "that inherits": ("INHERIT", f"GRANT {TENANT}, {SERVICE} TO", ""),
+}
+
+
+@asynccontextmanager
+async def migrated_by(server: Server, kind: str) -> AsyncIterator[str]:
+    """A database that a login of its own was given, and migrated; its URL."""
+    attributes, grant, options = LOGINS[kind]
+    login = f"login_{uuid4().hex}"
+    url = await server.create("template0")
+    owner = await connect(url)
     try:
-        for table in sorted(BY_NAMESPACE | {"dead_letters", "api_tokens", "token_usage", "admin_log"}):
-            async with owner.transaction():
-                await owner.execute(f"ALTER TABLE {table} OWNER TO {name}; SET LOCAL ROLE {name}")
-                assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
-            await owner.execute(f"ALTER TABLE {table} OWNER TO CURRENT_USER")
+        await owner.execute(f"CREATE ROLE {login} LOGIN {attributes}")
+        if grant is not None:
+            await owner.execute(f"{grant} {login} {options}")
+        database = await owner.fetchval("SELECT current_database()")
+        await owner.execute(f"ALTER DATABASE {database} OWNER TO {login}; ALTER SCHEMA public OWNER TO {login}")
+        own_url = url.replace("://bridge@", f"://{login}@")
+        session = await connect(own_url)
+        await migrate(session)
+        await session.close()
+        yield own_url
     finally:
-        await owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+        await owner.execute(f"REASSIGN OWNED BY {login} TO CURRENT_USER; DROP OWNED BY {login}; DROP ROLE {login}")
+        await owner.close()
+        await server.drop(url)
+
+
+@pytest.mark.parametrize("kind", ["as the runbook says", "that made the roles"])
+async def test_the_login_that_migrated_sees_nothing_until_it_takes_a_role(server: Server, kind: str) -> None:
+    if kind == "that made the roles" and await major_of(server) < 16:
+        kind += ", on 15"
+    async with migrated_by(server, kind) as url:
+        await fill(url)
+        for role, sees in ((None, False), (SERVICE, True)):
+            session = await connect(url, role=role)
+            for table in sorted(GUARDED - {"dead_letters", "token_usage"}):
+                assert (await session.fetchval(f"SELECT count(*) FROM {table}") > 0) == sees, (table, role)
+            await session.close()
+        assert not (await examine(url)).inherits
+
+
+async def test_a_login_that_sees_everything_without_a_role_is_found(server: Server, database_url: str) -> None:
+    async with migrated_by(server, "that inherits") as url:
+        assert (await examine(url)).inherits
+    assert not (await examine(database_url)).inherits  # a superuser, for whom there are no policies
+
+
+async def major_of(server: Server) -> int:
+    session = await connect(server.dsn)
+    try:
+        major: int = session.get_server_version().major
+        return major
+    finally:
+        await session.close()

@@ -172,6 +172,12 @@ async def test_a_page_of_another_origin_may_ask_with_a_token_and_not_without(dat
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+NO_NAMES = (
+    "", ":80", "localhost:1@evil.example", "localhost:x", "localhost:1:2", "localhost/evil.example", "[::1", "[::1]x",
+    "[localhost]evil.example", "evil.example@localhost", "localhost evil.example", "localhost,evil.example", "http://localhost",
+)  # fmt: skip
+
+
 async def test_without_tokens_the_server_answers_to_the_names_of_this_machine_only(database_url: str) -> None:
     async with Bridge.connect(database_url) as bridge, served(bridge) as client:
         port = client.base_url.port
@@ -183,6 +189,14 @@ async def test_without_tokens_the_server_answers_to_the_names_of_this_machine_on
             )  # fmt: skip
         for host in ("localhost", f"127.0.0.1:{port}", f"[::1]:{port}", "bridge", "bridge.localhost", "127.0.0.2"):
             assert (await client.get("/namespaces", headers={"host": host})).status_code == 200, host
+        for host in NO_NAMES:
+            sent = f"GET /namespaces HTTP/1.1\r\nConnection: close\r\nHost: {host}\r\n\r\n"
+            answered = await raw_exchange(client, sent.encode())
+            assert answered.startswith(b"HTTP/1.1 421 ") and b'"foreign_host"' in answered, (host, answered)
+        answered = await raw_exchange(client, b"GET /namespaces HTTP/1.0\r\n\r\n")
+        assert answered.startswith(b"HTTP/1.1 421 "), answered
+        answered = await raw_exchange(client, b"GET /namespaces HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert answered.startswith(b"HTTP/1.1 200 "), answered
         secret = await made(database_url)
         named = {"host": "bridge.acme.example", **bearer(secret)}
         assert (await client.get("/namespaces", headers=named)).status_code == 200

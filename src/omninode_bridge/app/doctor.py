@@ -114,6 +114,19 @@ def judge(facts: ServerFacts, pending: list[str], *, embedded: bool) -> list[Che
             remedy="connect to PostgreSQL itself, or to a pooler in session mode: writers hold session locks",
         ),
         Check(
+            name="login",
+            ok=not facts.inherits,
+            detail=(
+                "has the rights of the program's roles also in a session that took none"
+                if facts.inherits
+                else "sees nothing by the program's roles until it takes one"
+            ),
+            remedy=(
+                "ALTER ROLE … NOINHERIT; on PostgreSQL 16 or newer also GRANT omninode_bridge_tenant, "
+                "omninode_bridge_service TO … WITH INHERIT FALSE, SET TRUE"
+            ),
+        ),
+        Check(
             name="clock",
             ok=abs(facts.clock_ahead_s) <= CLOCK_SKEW_MAX_S,
             detail=f"the server's less ours: {facts.clock_ahead_s:+.3f} s",

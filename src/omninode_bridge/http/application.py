@@ -77,9 +77,10 @@ def _described() -> list[Route]:
 
 
 class Application:
-    """The application: what is served, and how it is told that the server ends."""
+    """The application: what is served, how it is told that the server ends, and what counts the server's refusals."""
 
-    def __init__(self, served: ASGIApp, streams: EventStreams, health: Health) -> None:
+    def __init__(self, served: ASGIApp, streams: EventStreams, health: Health, measure: Measure) -> None:
+        self.measure = measure
         self._served = served
         self._streams = streams
         self._health = health
@@ -131,4 +132,4 @@ def create_app(bridge: Bridge, settings: Settings, role: Role = "all") -> Applic
     routes += _described()
     measure = Measure(monitor.telemetry, routes, access_log=settings.access_log)
     gate = Gate(Calls(routes), access=bridge.access, host=settings.host)
-    return Application(Envelope(gate, measure), streams, monitor.health)
+    return Application(Envelope(gate, measure), streams, monitor.health, measure)

@@ -6,8 +6,9 @@ The rules it keeps:
    where it is not.
 2. A body that ends too early is no body: `ClientDisconnect` leaves every reader, and nothing is made of it.
 3. A raw body of any length takes one piece of memory at a time. JSON is read whole, and all JSON that is being
-   worked on shares one allowance.
-4. A sender may be slow, not silent, and not for ever: after SILENCE_S_MAX he has to keep a rate.
+   worked on shares one allowance, of which a token has a part.
+4. A sender may be slow, not silent, and not for ever: after SILENCE_S_MAX he has to keep a rate; for what is held in
+   memory meanwhile, a much higher one.
 5. A body is taken as it is. One that is compressed for the way is refused: its digest would not be the content's, and
    what it becomes has no limit.
 """
@@ -15,6 +16,7 @@ The rules it keeps:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
@@ -26,6 +28,8 @@ from starlette.types import Message
 
 from omninode_bridge.domain.errors import InvalidInput, Overloaded
 from omninode_bridge.domain.stamp import Digest
+from omninode_bridge.domain.tenancy import Principal
+from omninode_bridge.http.asking import asker
 from omninode_bridge.http.problems import BodyMalformed, BodyTimeout, BodyTooLarge, BodyTypeUnsupported
 from omninode_bridge.ports import RunningDigest
 
@@ -33,8 +37,13 @@ SILENCE_S_MAX = 60.0
 """How long a sender may leave a body without a byte."""
 RATE_BYTES_S_MIN = 512
 """What has to come a second, on average, of a body that is waited for longer than that."""
+HELD_S_MAX = 60.0
+"""How long a body that is held in memory may take, and a second more for each HELD_RATE_BYTES_S of its limit."""
+HELD_RATE_BYTES_S = 256 * 1024
 JSON_BYTES_AT_ONCE_MAX = 128 * 1024 * 1024
 """JSON bodies in memory together; decoded they are there twice."""
+TOKENS_PART = 4
+"""A token may hold one part in so many of that, and one body in any case."""
 FORM_OVERHEAD_BYTES_MAX = 64 * 1024
 """What a form may have beside its file: boundaries and headers."""
 
@@ -46,8 +55,10 @@ ALL_HERE = "body_all_here"
 class Allowance:
     """Bytes that all requests together may hold. `with allowance.share() as share:` gives them back."""
 
-    def __init__(self, bytes_max: int = JSON_BYTES_AT_ONCE_MAX) -> None:
-        self.left = bytes_max
+    def __init__(self) -> None:
+        self.bytes_max = self.left = JSON_BYTES_AT_ONCE_MAX
+        self.held: dict[str, int] = {}
+        """By token, where there are tokens."""
 
     def share(self) -> Share:
         return Share(self)
@@ -59,6 +70,7 @@ class Share:
     def __init__(self, allowance: Allowance) -> None:
         self._allowance = allowance
         self._taken = 0
+        self._token_id: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,17 +79,30 @@ class Share:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._allowance.left += self._taken
+        if self._token_id is not None:
+            self._allowance.held[self._token_id] -= self._taken
+            if not self._allowance.held[self._token_id]:
+                del self._allowance.held[self._token_id]
 
-    def take(self, count: int) -> None:
-        """Take some bytes; Overloaded when there are not so many left."""
-        if count > self._allowance.left:
+    def take(self, count: int, who: Principal, limit_bytes: int) -> None:
+        """Take some bytes of a body; Overloaded when there are not so many left, in all or for this token."""
+        allowance = self._allowance
+        if count > allowance.left:
             raise Overloaded("the JSON bodies being worked on fill the memory meant for them: try again")
-        self._allowance.left -= count
+        if who.token_id is not None:
+            held = allowance.held.get(who.token_id, 0) + count
+            if held > max(allowance.bytes_max // TOKENS_PART, limit_bytes):
+                raise Overloaded(
+                    f"the JSON bodies of token {who.name!r} fill the memory meant for one token: send fewer at once"
+                )
+            allowance.held[who.token_id] = held
+            self._token_id = who.token_id
+        allowance.left -= count
         self._taken += count
 
 
-async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives; BodyTooLarge names the setting that limits it."""
+async def pieces(request: Request, limit_bytes: int, setting: str, within_s: float = math.inf) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives, waited for so long in all; BodyTooLarge names the setting that limits it."""
     _refuse_codings(request)
     announced = int(request.headers.get("content-length", -1))
     if announced > limit_bytes:
@@ -91,13 +116,14 @@ async def pieces(request: Request, limit_bytes: int, setting: str) -> AsyncItera
     clock_s = asyncio.get_running_loop().time
     while more:
         began_s = clock_s()
-        patience_s = min(SILENCE_S_MAX, SILENCE_S_MAX + count / RATE_BYTES_S_MIN - waited_s)
+        patience_s = min(SILENCE_S_MAX, SILENCE_S_MAX + count / RATE_BYTES_S_MIN - waited_s, within_s - waited_s)
         try:
             message = await _message(request, patience_s)
         except TimeoutError as error:
+            in_all = "" if math.isinf(within_s) else f", all of it within {within_s:.0f} s"
             raise BodyTimeout(
                 f"of the body {count} bytes came in {waited_s + patience_s:.0f} s: send it again, without a pause of "
-                f"{SILENCE_S_MAX:g} s, and at {RATE_BYTES_S_MIN} bytes a second or more",
+                f"{SILENCE_S_MAX:g} s, and at {RATE_BYTES_S_MIN} bytes a second or more{in_all}",
                 field="body",
             ) from error
         waited_s += clock_s() - began_s
@@ -122,11 +148,12 @@ async def _message(request: Request, patience_s: float) -> Message:
 
 
 async def whole(request: Request, limit_bytes: int, share: Share) -> bytes:
-    """Return a JSON body."""
+    """Return a JSON body, or another that has to be held in memory."""
     # Pieces may be as small as a byte: kept one by one they would take many times what they hold.
-    first, rest = b"", bytearray()
-    async for piece in pieces(request, limit_bytes, "BRIDGE_JSON_BYTES_MAX"):
-        share.take(len(piece))
+    first, rest, who = b"", bytearray(), asker(request)
+    within_s = HELD_S_MAX + limit_bytes / HELD_RATE_BYTES_S
+    async for piece in pieces(request, limit_bytes, "BRIDGE_JSON_BYTES_MAX", within_s):
+        share.take(len(piece), who, limit_bytes)
         if first:
             rest += piece
         else:

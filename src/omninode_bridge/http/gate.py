@@ -32,6 +32,7 @@ OPEN = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
 NOBODY = Principal("nobody", Visible(()), frozenset())
 
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_HOST = re.compile(rb"(?:\[([0-9A-Za-z:.%]+)\]|([0-9A-Za-z._~-]+))(?::[0-9]*)?")
 _IN_QUERY = re.compile(rb"(?:^|&)(?:access_token|token)=|" + SECRET_PATTERN.encode())
 
 
@@ -72,9 +73,10 @@ class Gate:
     def _require_own_name(self, scope: Scope) -> None:
         told = next((value for name, value in scope["headers"] if name == b"host"), b"")
         name = _name_in(told)
-        if name != self._host and not _is_local(name):
+        if not name or (name != self._host and not _is_local(name)):
+            shown = told[:80].decode("latin-1")
             raise ForeignHost(
-                f"this server asks for no token, and is not known as {name[:80]!r}: use http://127.0.0.1 or localhost, "
+                f"this server asks for no token, and is not known as {shown!r}: use http://127.0.0.1 or localhost, "
                 "or make a token with `omninode-bridge token create`",
                 field="host",
             )
@@ -111,8 +113,9 @@ def _access(request: Request) -> Access | None:
 
 @lru_cache(1024)
 def _name_in(host: bytes) -> str:
-    told = host.decode("latin-1").lower()
-    return told.partition("]")[0].removeprefix("[") if told.startswith("[") else told.partition(":")[0]
+    """Return the name in a Host header; an empty one where it is none, with or without a port."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).decode().lower() if match else ""
 
 
 @lru_cache(1024)

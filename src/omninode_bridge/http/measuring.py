@@ -46,6 +46,11 @@ class Measure:
         if error is not None:
             self._problem(error)
 
+    def refused(self, status: int, code: str) -> None:
+        """Count what the protocol refused before it was a request."""
+        self._http.answered(NO_ROUTE, "other", status, 0.0)
+        self._http.problem(code)
+
     def ended(self, scope: Scope, status: int, began_s: float) -> None:
         """Count a request as done; `status` is 0 where nobody was there to be answered."""
         self._http.in_progress -= 1

@@ -57,9 +57,16 @@ _COMPONENTS = (
 )
 _REF = "#/components/schemas/"
 _BYTES: dict[str, Any] = {"application/octet-stream": {}}
-_ASKER = (401, 403, 429)
+_ASKER = (401, 403, 421, 429)
 """What any call may be answered that needs to know who asks."""
+_ANY = (400, 408, 431, 503)
+"""And what any request may be, before it is known what it asks for."""
 _STATUSES = {row.status: "; ".join(r.title for r in problems.ROWS if r.status == row.status) for row in problems.ROWS}
+_STATUSES |= {
+    400: f"This is no HTTP request; {_STATUSES[400]}",
+    408: f"The headers did not come; {_STATUSES[408]}",
+    431: "The headers are too large",
+}
 _CORRELATION = {
     "name": "X-Correlation-ID",
     "in": "header",
@@ -125,7 +132,7 @@ def describe(title: str, version: str) -> dict[str, Any]:
             "/events": {"get": _events()},
             "/health/live": {"get": _call("live", "The process runs.", {"200": _answer("It does.", Health)})},
             "/health/ready": {
-                "get": _call("ready", "The process can do its work now.", {"200": _answer("It can.", Health)}, 503)
+                "get": _call("ready", "The process can do its work now.", {"200": _answer("It can.", Health)})
             },
             "/health": {"get": _health()},
             "/metrics": {"get": _call("metrics", "Metrics, as Prometheus reads them.", {"200": _text("All of them.")})},
@@ -144,7 +151,7 @@ def _stamp() -> dict[str, Any]:
         "stamp",
         "Stamp a content: JSON; or, with `file_path` in the query, the raw body, in constant memory.",
         answers,
-        *(400, *_ASKER, 408, 409, 413, 415, 422, 500, 503),
+        *(*_ASKER, 409, 413, 415, 422, 500),
         parameters=[_TRACEPARENT, *_query(RawParameters, "Raw body only. ")],
     )
     return call | _body({"application/json": _schema(StampBody)} | _BYTES)
@@ -161,7 +168,7 @@ def _stamp_batch() -> dict[str, Any]:
         "stamp_batch",
         "Stamp many contents, or digests that you computed: a JSON array or NDJSON. A bad item spoils no other.",
         {"200": answer},
-        *(400, *_ASKER, 408, 413, 415, 422, 500, 503),
+        *(*_ASKER, 413, 415, 422, 500),
         parameters=[_TRACEPARENT],
     )
     sent = {"schema": {"type": "array", "items": {"$ref": _REF + BatchItem.__name__}}}
@@ -171,9 +178,9 @@ def _stamp_batch() -> dict[str, Any]:
 def _look_up() -> dict[str, Any]:
     return _call(
         "look_up",
-        "The newest 100 stamps of a digest, newest first.",
+        "The stamps of a digest, newest first: up to 100, as far as 4 MiB go.",
         {"200": _answer("There are some.", Stamps)},
-        *(*_ASKER, 404, 422, 503),
+        *(*_ASKER, 404, 422),
         parameters=[_path("file_hash", FileHash), *_query(LookUpParameters)],
     )
 
@@ -189,7 +196,7 @@ def _hash() -> dict[str, Any]:
         "hash",
         "The BLAKE3 digest of a body.",
         {"200": _answer("The digest.", Hashed)},
-        *(400, *_ASKER, 408, 413, 422),
+        *(*_ASKER, 413, 415, 422),
     )
     # Without a body it is the digest of no bytes.
     return call | _body(_BYTES | {"multipart/form-data": {"schema": form}}, required=False)
@@ -200,7 +207,7 @@ def _validate() -> dict[str, Any]:
         "validate",
         "Whether a content is what was stamped, and whether the stamps embedded in it are true.",
         {"200": _answer("The answer, whichever it is.", Validation)},
-        *(400, *_ASKER, 408, 413, 415, 422, 503),
+        *(*_ASKER, 413, 415, 422),
     )
     return call | _body({"application/json": _schema(ValidateBody)})
 
@@ -210,7 +217,7 @@ def _accept() -> dict[str, Any]:
         "accept_workflow",
         "Accept a request as `POST /stamp` takes it (content up to 8 MiB, no embed), to be run by a worker.",
         {"202": _answer("It is accepted durably, now or before.", WorkflowReport) | _headers(Location="The workflow.")},
-        *(400, *_ASKER, 408, 409, 413, 415, 422, 503),
+        *(*_ASKER, 409, 413, 415, 422),
         parameters=[_TRACEPARENT, *_query(RawParameters, "Raw body only. ")],
     )
     return call | _body({"application/json": _schema(StampBody)} | _BYTES)
@@ -221,7 +228,7 @@ def _look_up_workflow() -> dict[str, Any]:
         "look_up_workflow",
         "Where a workflow is, how it came there, and why. The namespace is needed only where the id is in several.",
         {"200": _answer("The workflow.", WorkflowReport)},
-        *(*_ASKER, 404, 422, 503),
+        *(*_ASKER, 404, 422),
         parameters=[_path("workflow_id", UUID), *_query(LookUpParameters)],
     )
 
@@ -231,7 +238,7 @@ def _namespaces() -> dict[str, Any]:
         "namespaces",
         "The totals of the namespaces that you may see, by name.",
         {"200": _answer("A page of them.", NamespacesPage) | _headers(**_NEXT)},
-        *(*_ASKER, 422, 503),
+        *(*_ASKER, 422),
         parameters=_query(PageParameters),
     )
 
@@ -241,7 +248,7 @@ def _totals() -> dict[str, Any]:
         "totals",
         "A namespace's totals, with every stamp acknowledged before.",
         {"200": _answer("The totals.", StateRow)},
-        *(*_ASKER, 404, 422, 503),
+        *(*_ASKER, 404, 422),
         parameters=[_path("namespace", Namespace)],
     )
 
@@ -251,7 +258,7 @@ def _stamps_of() -> dict[str, Any]:
         "stamps",
         "A namespace's stamps, newest first.",
         {"200": _answer("A page of them.", StampsPage) | _headers(**_NEXT)},
-        *(*_ASKER, 404, 422, 503),
+        *(*_ASKER, 404, 422),
         parameters=[_path("namespace", Namespace), *_query(StampsParameters)],
     )
 
@@ -261,7 +268,7 @@ def _state() -> dict[str, Any]:
         "state",
         "A namespace's aggregates by one grouping, with every stamp acknowledged before.",
         {"200": _answer("A page of them, by group key.", StatePage) | _headers(**_NEXT)},
-        *(*_ASKER, 404, 422, 503),
+        *(*_ASKER, 404, 422),
         parameters=[_path("namespace", Namespace), *_query(StateParameters)],
     )
 
@@ -271,7 +278,7 @@ def _events() -> dict[str, Any]:
         "events",
         "The events that you may see, those that are there and those to come: server-sent events, one CloudEvent each.",
         {"200": {"description": "A stream.", "content": {"text/event-stream": {"schema": _EVENT}}}},
-        *(*_ASKER, 410, 422, 503),
+        *(*_ASKER, 410, 422),
         parameters=[LAST_EVENT_ID, *_query(EventParameters)],
     )
 
@@ -288,7 +295,9 @@ def _call(
     *problem_statuses: int,
     parameters: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    refused = {str(status): _problem(_STATUSES[status]) for status in problem_statuses}
+    refused = {str(status): _problem(_STATUSES[status]) for status in sorted({*_ANY, *problem_statuses})}
+    for status in answers.keys() & refused.keys():  # the call's own answer, or a problem
+        refused[status] = answers[status] | {"content": answers[status]["content"] | refused[status]["content"]}
     asker: dict[str, Any] = {"security": [{"token": []}]} if set(_ASKER) <= set(problem_statuses) else {}
     return asker | {
         "operationId": name,

@@ -5,6 +5,7 @@
   line of 64 KiB or more, httptools refuses itself.)
 * So have requests that are sent ahead of their answers, and connections: some files are kept for PostgreSQL.
 * What is no HTTP request is refused by a problem, and so is one that does not say once for whom it is (RFC 9112 §3.2).
+  That problem comes after the answers to the requests before it, and never within one.
 * A caller may take an answer slowly, but not stand still: the connection of one who does is cut.
 * After the headers of a request that asks for another protocol (`curl --http2` does) httptools reads nothing any more,
   not even that request's body, and says that the message is complete. So the connection ends with the answer, and
@@ -15,17 +16,24 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import resource
+import secrets
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import httptools
 import msgspec
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from omninode_bridge.http.bodies import ALL_HERE
-from omninode_bridge.http.envelope import LINGER_S_MAX
+from omninode_bridge.http.envelope import CORRELATION_HEADER, LINGER_S_MAX
+from omninode_bridge.http.joining import Joined
 from omninode_bridge.http.problems import MEDIA_TYPE, TYPE, Problem
 
 STALL_S_MAX = 60.0
@@ -36,9 +44,16 @@ HEAD_S_MAX = 30.0
 """How long headers may take from their first byte to their last."""
 AHEAD_MAX = 64
 """Requests that a caller may send ahead of their answers."""
+CONNECTIONS_MAX = 10_000
+"""Connections at once, where the process may open as many files."""
 FILES_KEPT = 64
 """Of the files that the process may open, those that are not for connections of callers."""
 RETRY_AFTER_S = 1
+
+type Count = Callable[[int, str], None]
+"""What counts a refusal: by its status, and its code."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Refusal(NamedTuple):
@@ -71,7 +86,8 @@ _TOO_MANY = _Refusal(
     503,
     "overloaded",
     "Too many connections",
-    "as many connections are open as this process may have: try again, or raise its limit of open files (ulimit -n)",
+    f"as many connections are open as this process may have ({CONNECTIONS_MAX}, or what its limit of open files, "
+    "ulimit -n, leaves): try again",
 )
 
 
@@ -79,61 +95,42 @@ class _Excess(Exception):
     """Raised out of a callback, it ends the parser's work at once."""
 
 
-class _Joined:
-    """A transport that sends what is written in one turn of the event loop at once.
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection.
 
-    uvicorn writes an answer's head and body apart, and each write is a system call and a packet.
+    Three requests may be different ones: the one that is parsed, the one that is answered, and those between. `cycle`
+    is uvicorn's name for the last one whose headers were parsed; `_answered` is the one whose answer is under way, or
+    was the last to be; `pipeline` has those that wait, the next one at its right end.
+
+    Of uvicorn, this relies on: `cycle` and `pipeline`, and that both change in `on_headers_complete` and
+    `on_response_complete` alone; `_start_asgi_task`, by which each answer begins; `parser`, fed by `data_received`
+    alone; that keep_alive = False on a cycle ends the connection after its answer, and that such an answer starts no
+    other one; that a cycle whose `disconnected` is set writes nothing and, woken by `message_event`, tells its
+    application; that `chunked_encoding` of an answer that has begun is true where its length is not known.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self._ended = False
-
-    def write(self, data: bytes) -> None:
-        if self._ended:
-            return  # the answer to an earlier request, after a later one was no HTTP
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def write_eof(self) -> None:
-        self._flush()
-        self._ended = True
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        if self._parts:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._transport.write(data)
-
-
-class LimitedProtocol(HttpToolsProtocol):
-    """One connection."""
-
-    _refused = False
+    _deaf = False
     _refusal = _NOT_HTTP
+    _last_word: _Refusal | None = None
+    _answered: RequestResponseCycle | None = None
     _in_head = False
     _head_bytes = 0
     _hosts = 0
     _steps = 0
     _idle_bytes = 0
+    _stopping = False
     _head_late: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
+    _joined: Joined
+
+    def count(self, status: int, code: str) -> None:
+        """Count a refusal; `counted_by` makes a class that does."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+        self._joined = Joined(transport, self.loop, self._on_flushed)
+        super().connection_made(self._joined)  # type: ignore[arg-type]
         if len(self.connections) > _connections_max():
-            self._refuse(_TOO_MANY, linger_s=0.0)
+            self._refuse(_TOO_MANY)
             return
         # One on which nothing is ever sent is as idle as one on which nothing is sent any more.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -141,26 +138,31 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_stall()
         self._end_head_late()
+        self._unset_keepalive_if_required()
+        self._forsake()
         super().connection_lost(exc)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_stall(STALL_S_MAX)
-
-    def resume_writing(self) -> None:
-        self._end_stall()
-        super().resume_writing()
-
     def shutdown(self) -> None:
+        self._stopping = True
         super().shutdown()
-        if self._stall is not None:
-            self._watch_stall(LINGER_S_MAX)
+        if self.transport.get_write_buffer_size():
+            self._watch_stall()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._deaf:
             return
+        self._unset_keepalive_if_required()
         before = self._steps
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # to answer in HTTP/1.1 is the usual way to decline (RFC 9110 §7.8)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal)
+            return
+        if self.pipeline and self._streams() and len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            # uvicorn would read on when that answer has ended. But then nobody learns that the caller has gone.
+            self.flow.resume_reading()
         # The parser keeps a header to itself until it ends, and tells nothing of chunk extensions: reads are counted.
         self._idle_bytes = self._idle_bytes + len(data) if self._steps == before else 0
         if self._idle_bytes > HEAD_BYTES_MAX:
@@ -207,25 +209,52 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the way back open for who has sent all and waits for his answer, which is the last then."""
-        under_way: RequestResponseCycle | None = self.cycle
-        if under_way is None or under_way.more_body or under_way.response_started:
+        """Keep the way back open for who has sent all and waits for answers: the one to his last request is the last.
+
+        An answer without end is none to wait for.
+        """
+        answered = self._outstanding()
+        if answered is None or self._streams() or self._joined.is_ended:
             return False
-        under_way.keep_alive = False
+        self._drop_what_is_not_whole()
+        last = self.pipeline[0][0] if self.pipeline else answered
+        if last.more_body:
+            return False
+        if self._last_word is None:
+            last.keep_alive = False
         return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_head and self._head_late is None:
+        if self._outstanding() is not None or self.transport.is_closing():
+            return
+        if self._last_word is not None:
+            self._unset_keepalive_if_required()
+            self._say_and_end(self._last_word)
+        elif self._in_head and self._head_late is None:
             self._head_late = self.loop.call_later(HEAD_S_MAX, self._on_head_late)
 
+    def _outstanding(self) -> RequestResponseCycle | None:
+        """Return the request that is being answered; None when all that were parsed have been."""
+        answered = self._answered
+        return None if answered is None or answered.response_complete else answered
+
+    def _streams(self) -> bool:
+        """Tell whether an answer is under way whose end is not known."""
+        answered = self._outstanding()
+        return answered is not None and answered.response_started and bool(answered.chunked_encoding)
+
     def _awaits_head(self) -> bool:
-        under_way: RequestResponseCycle | None = self.cycle
-        return under_way is None or under_way.response_complete
+        return self._outstanding() is None
 
     def _on_head_late(self) -> None:
-        if self._refused or not self._awaits_head():
-            return
+        self._head_late = None
+        if self._deaf or not self._awaits_head():
+            return  # the end of that answer sets the time again
         if self._in_head:
             self._refuse(_HEAD_LATE)
         else:
@@ -236,63 +265,110 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_late.cancel()
             self._head_late = None
 
-    def _watch_stall(self, patience_s: float) -> None:
-        """Cut the connection if by then nothing more of what waits to be sent was taken; else wait on."""
+    def _on_flushed(self) -> None:
+        """Look at what was just sent: some of it may wait to be taken, and it may be the beginning of a stream."""
+        if self._stall is None and self.transport.get_write_buffer_size():
+            self._watch_stall()
+        if self._last_word is not None and self._streams():
+            self._end()
+
+    def _watch_stall(self) -> None:
+        """Cut the connection if nothing of what waits is taken for too long; look until nothing waits."""
         self._end_stall()
-        left = self._untaken()
+        taken = self._taken()
 
         def look() -> None:
-            if self._untaken() >= left:
+            self._stall = None
+            if not self.transport.get_write_buffer_size():
+                return
+            if self._taken() <= taken:
                 self.transport.abort()
             else:
-                self._watch_stall(patience_s)
+                self._watch_stall()
 
-        self._stall = self.loop.call_later(patience_s, look)
+        self._stall = self.loop.call_later(LINGER_S_MAX if self._stopping else STALL_S_MAX, look)
 
-    def _untaken(self) -> int:
-        """Return how many bytes wait here and in the kernel: a slow caller moves the kernel's long before ours."""
+    def _taken(self) -> int:
+        """Return how many bytes have left this machine: a slow caller moves the kernel's queue long before ours."""
         waiting: int = self.transport.get_write_buffer_size()
         with suppress(OSError):
             told = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
             waiting += int.from_bytes(told, sys.byteorder)
-        return waiting
+        return self._joined.sent - waiting
 
     def _end_stall(self) -> None:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: to answer in HTTP/1.1 is the usual way to decline (RFC 9110 §7.8)."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser gave up on, and end the connection."""
-        self._refuse(self._refusal)
-
     def _give_up(self, refusal: _Refusal) -> None:
         self._refusal = refusal
         raise _Excess
 
-    def _refuse(self, refusal: _Refusal, linger_s: float = LINGER_S_MAX) -> None:
-        if self._refused:
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Read no more, and say why: after the answers to the requests that are whole, and never within one."""
+        if self._deaf:
             return
+        self._deaf = True
+        self._drop_what_is_not_whole()
+        answered = self._outstanding()
+        if answered is None:
+            self._say_and_end(refusal)
+        elif answered.more_body and not answered.response_started:
+            self._forsake()
+            self._say_and_end(refusal)
+        elif answered.more_body or self._streams():
+            self._end()
+        else:
+            self._last_word = refusal
+
+    def _drop_what_is_not_whole(self) -> None:
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+
+    def _say_and_end(self, refusal: _Refusal) -> None:
         status, code, title, detail = refusal
+        correlation_id = secrets.token_hex(16)
         body = msgspec.json.encode(Problem(type=TYPE + code, title=title, status=status, detail=detail, code=code))
         headers = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+        headers += f"{CORRELATION_HEADER.decode()}: {correlation_id}\r\n"
         headers += f"retry-after: {RETRY_AFTER_S}\r\n\r\n" if refusal is _TOO_MANY else "\r\n"
-        self._refused = True
-        self.pipeline.clear()
-        under_way: RequestResponseCycle | None = self.cycle
-        if under_way is not None and not under_way.response_complete:
-            # Cut short: for the application, its caller is gone.
-            under_way.disconnected = True
-            under_way.message_event.set()
         self.transport.write(STATUS_LINE[status] + headers.encode() + body)
-        # What still arrives is dropped for a while: to close now would reset the connection, and lose the answer.
-        self.transport.write_eof()
+        self.count(status, code)
+        _log.debug("refused by the protocol: %s (%s)", code, correlation_id)
+        self._end(0.0 if refusal is _TOO_MANY else LINGER_S_MAX)
+
+    def _end(self, linger_s: float = LINGER_S_MAX) -> None:
+        """Write nothing more, and close the connection soon.
+
+        What still arrives is dropped for a while: to close now would reset the connection, and lose what was sent.
+        """
+        self._deaf = True
+        self._last_word = None
+        self._forsake()
         self.loop.call_later(linger_s, self.transport.close)
+        self.flow.resume_reading()  # else nobody learns that the caller has gone
+        self.transport.write_eof()
+
+    def _forsake(self) -> None:
+        """Tell the applications that their caller is gone, and begin no other answer."""
+        for cycle in (self._answered, self.cycle, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
 
 
-def _connections_max() -> float:
+def counted_by(counts: Count) -> type[LimitedProtocol]:
+    """Return the protocol of a server that counts what it refuses."""
+
+    class Counted(LimitedProtocol):
+        def count(self, status: int, code: str) -> None:
+            counts(status, code)
+
+    return Counted
+
+
+def _connections_max() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return float("inf") if files == resource.RLIM_INFINITY else max(1, files - FILES_KEPT)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, max(1, files - FILES_KEPT))

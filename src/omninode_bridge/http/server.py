@@ -32,7 +32,7 @@ from omninode_bridge.app.logs import configured
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
 from omninode_bridge.http.application import Application, create_app
-from omninode_bridge.http.protocol import LimitedProtocol
+from omninode_bridge.http.protocol import counted_by
 
 __all__ = ["serve", "serve_app"]
 
@@ -101,7 +101,7 @@ async def serve_app(
     """Serve an application on a bound socket until `stop` is asked, or until `died` tells why: that is returned."""
     config = uvicorn.Config(
         app,
-        http=LimitedProtocol,
+        http=counted_by(app.measure.refused),
         ws="none",
         lifespan="off",
         log_config=None,

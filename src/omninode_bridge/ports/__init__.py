@@ -7,7 +7,7 @@ conformance suite as the real ones.
 from omninode_bridge.ports.evidence import AuditedEvent, Evidence, HistoryShape
 from omninode_bridge.ports.letters import HISTORY_MAX, ActName, Letter, LetterAct, Letters, LetterStatus, ReadItem
 from omninode_bridge.ports.log import READ_BYTES_MAX, EventSource
-from omninode_bridge.ports.reads import KnownFile, Reads, StampFilter, StampPage
+from omninode_bridge.ports.reads import PAGE_BYTES_MAX, KnownFile, Reads, StampFilter, StampPage
 from omninode_bridge.ports.state import DeadLetter, Finish, Generation, StateStore, fingerprint, foreign_state
 from omninode_bridge.ports.tokens import Tokens, TokenUse, UseKey
 from omninode_bridge.ports.work import (
@@ -23,6 +23,7 @@ from omninode_bridge.ports.work import (
 
 __all__ = [
     "HISTORY_MAX",
+    "PAGE_BYTES_MAX",
     "READ_BYTES_MAX",
     "ActName",
     "AuditedEvent",

@@ -12,6 +12,9 @@ from omninode_bridge.domain.recording import PathKey, Prior
 from omninode_bridge.domain.stamp import DigestOrigin, FileFacts, Stamp
 from omninode_bridge.domain.tenancy import Visible
 
+PAGE_BYTES_MAX = 4 * 1024**2
+"""What a page of stamps may have in paths, metadata and intelligence; its first stamp it has in any case."""
+
 
 class KnownFile(msgspec.Struct, frozen=True, gc=False):
     """The latest stamp of a path, and the facts of the file when its digest was computed."""
@@ -61,13 +64,13 @@ class Reads(Protocol):
         """Return stamps of a namespace older than the one whose id is `before`.
 
         A page may have less than `limit` stamps, or none, and still have a next one: what a filter looks through
-        for one page is bounded.
+        for one page is bounded, and so are the page's bytes (PAGE_BYTES_MAX).
         """
         ...
 
-    async def by_hash(
-        self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100
-    ) -> list[Stamp]: ...
+    async def by_hash(self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100) -> list[Stamp]:
+        """Return the newest stamps of a digest: as many as `limit` and PAGE_BYTES_MAX allow."""
+        ...
 
     async def by_id(self, stamp_id: str) -> Stamp | None: ...
 

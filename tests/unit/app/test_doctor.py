@@ -18,6 +18,7 @@ WELL = ServerFacts(
     read_only=False,
     clock_ahead_s=0.0,
     session_is_ours=True,
+    inherits=False,
 )
 
 
@@ -45,6 +46,7 @@ def test_a_server_that_is_well_has_no_remedy_to_offer() -> None:
         ({"standbys": 2}, "replication"),
         ({"read_only": True}, "replication"),
         ({"session_is_ours": False}, "sessions"),
+        ({"inherits": True}, "login"),
         ({"clock_ahead_s": -5.0}, "clock"),
     ],
 )

@@ -13,6 +13,7 @@ from omninode_bridge.domain.recording import (
 from omninode_bridge.domain.stamp import Stamp
 from omninode_bridge.domain.tenancy import EVERYTHING, Visible
 from omninode_bridge.ports import (
+    PAGE_BYTES_MAX,
     KnownFile,
     StampFilter,
     StampPage,
@@ -33,7 +34,7 @@ class MemoryReads:
             for stamp in self._store.stamps.values()
             if stamp.file_hash == file_hash and (namespaces is None or stamp.namespace in namespaces)
         ]
-        return self._newest(found)[:limit]
+        return _page(self._newest(found)[:limit])
 
     async def page(
         self, namespace: str, wanted: StampFilter, *, before: str | None = None, limit: int = 100
@@ -44,7 +45,8 @@ class MemoryReads:
             if stamp.namespace == namespace and _wanted(stamp, wanted) and (before is None or stamp.stamp_id < before)
         ]
         stamps = self._newest(found)
-        return StampPage(stamps[:limit], stamps[limit - 1].stamp_id if len(stamps) > limit else None)
+        page = _page(stamps[:limit])
+        return StampPage(page, page[-1].stamp_id if len(stamps) > len(page) else None)
 
     async def by_id(self, stamp_id: str) -> Stamp | None:
         stamp = self._store.stamps.get(stamp_id)
@@ -91,6 +93,17 @@ class MemoryReads:
     def _newest(self, stamps: Iterable[Stamp]) -> list[Stamp]:
         seen = (stamp for stamp in stamps if self._visible.sees(stamp.namespace))
         return sorted(seen, key=lambda stamp: stamp.stamp_id, reverse=True)
+
+
+def _page(stamps: Sequence[Stamp]) -> list[Stamp]:
+    """Return the stamps that a page has room for: the first, and more up to PAGE_BYTES_MAX."""
+    bytes_ = 0
+    for at, stamp in enumerate(stamps):
+        parts = (stamp.metadata, stamp.intelligence or {})
+        bytes_ += len(stamp.file_path.encode()) + sum(len(canonical_json(part)) for part in parts)
+        if at and bytes_ > PAGE_BYTES_MAX:
+            return list(stamps[:at])
+    return list(stamps)
 
 
 def _wanted(stamp: Stamp, wanted: StampFilter) -> bool:

@@ -23,7 +23,10 @@ POOLER_TIMEOUT_S = 5.0
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """`clock_ahead_s`: the server's clock less ours, in seconds. `session_is_ours`: no pooler lends it to others."""
+    """`clock_ahead_s`: the server's clock less ours, in seconds. `session_is_ours`: no pooler lends it to others.
+
+    `inherits`: the login has the rights of the program's roles without taking one.
+    """
 
     major: int
     version: str
@@ -36,6 +39,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool
     clock_ahead_s: float
     session_is_ours: bool
+    inherits: bool
 
 
 async def examine(database_url: str) -> ServerFacts:
@@ -58,6 +62,7 @@ async def examine(database_url: str) -> ServerFacts:
             read_only=row["read_only"],
             clock_ahead_s=clock_ahead_s,
             session_is_ours=session_is_ours,
+            inherits=row["inherits"],
         )
     finally:
         await session.close()

@@ -7,6 +7,7 @@ the number of such streams is limited.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from omninode_bridge.domain.names import path_hash
 from omninode_bridge.domain.recording import PathKey, Prior
 from omninode_bridge.domain.stamp import Stamp
 from omninode_bridge.domain.tenancy import EVERYTHING, Visible
-from omninode_bridge.ports import KnownFile, StampFilter, StampPage
+from omninode_bridge.ports import PAGE_BYTES_MAX, KnownFile, StampFilter, StampPage
 
 CURSOR_ROWS = 1000
 """Rows held at a time while a long result is streamed."""
@@ -44,24 +45,27 @@ _LATEST = load("ledger")["latest_stamps"]
 
 
 class PostgresReads:
-    """ports.Reads on a pool of the service's sessions. `visible` None: all rows are seen."""
+    """ports.Reads on a pool of the service's sessions. All rows are seen, but for what `seen_by` leaves out."""
 
-    def __init__(self, pool: Pool, visible: Visible | None = None) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._visible = visible
-        self._streams = 0
+        self._visible: Visible | None = None
+        self._streams = asyncio.BoundedSemaphore(STREAMS_MAX)
 
     def seen_by(self, visible: Visible) -> PostgresReads:
-        return PostgresReads(self._pool, None if visible == EVERYTHING else visible)
+        limited = PostgresReads(self._pool)
+        limited._visible = None if visible == EVERYTHING else visible
+        limited._streams = self._streams
+        return limited
 
     async def by_hash(self, file_hash: str, namespaces: Sequence[str] | None = None, limit: int = 100) -> list[Stamp]:
         digest = bytes.fromhex(file_hash)
         if namespaces is not None:
-            return await self._stamps("by_hash_in", digest, limit, namespaces)
+            return await self._stamps(_bounded(_SQL["by_hash_in"]), digest, limit, namespaces)
         if self._visible is None:
-            return await self._stamps("by_hash", digest, limit)
+            return await self._stamps(_bounded(_SQL["by_hash"]), digest, limit)
         names, beginnings = self._visible.names, [pattern[:-1] for pattern in self._visible.wildcards]
-        return await self._stamps("by_hash_matching", digest, limit, names, beginnings)
+        return await self._stamps(_bounded(_SQL["by_hash_matching"]), digest, limit, names, beginnings)
 
     async def page(
         self, namespace: str, wanted: StampFilter, *, before: str | None = None, limit: int = 100
@@ -72,6 +76,7 @@ class PostgresReads:
             source, key = "stamps_of_path", path_hash(namespace, wanted.file_path)
         elif digest is not None:
             source, key = "stamps_of_digest", digest
+        statement = _SQL["page"].replace("{source}", _SQL[source]).replace("{bounded}", _bounded("TABLE matching"))
         walk = limit + 1 if wanted.by_index else PAGE_WALK_ROWS_MAX
         arguments = (
             key, before or _ID_LAST, walk, namespace, limit + 1, wanted.content_type, wanted.stamped_by, wanted.origin,
@@ -79,18 +84,20 @@ class PostgresReads:
         )  # fmt: skip
         with translated("listing stamps"):
             async with seeing(self._pool, self._visible) as connection:
-                found = await connection.fetch(_SQL["page"].replace("{source}", _SQL[source]), *arguments)
-        walked, last = found[0]["walked"], found[0]["last_walked"]
+                found = await connection.fetch(statement, *arguments)
+        walked, last, matched = found[0]["walked"], found[0]["last_walked"], found[0]["matched"]
         stamps = [rows.stamp_of(row) for row in found if row["stamp_id"] is not None]
         if len(stamps) > limit:
             return StampPage(stamps[:limit], stamps[limit - 1].stamp_id)
+        if len(stamps) < matched:
+            return StampPage(stamps, stamps[-1].stamp_id)
         return StampPage(stamps, str(last) if walked == walk else None)
 
     async def by_id(self, stamp_id: str) -> Stamp | None:
-        return next(iter(await self._stamps("by_id", stamp_id)), None)
+        return next(iter(await self._stamps(_SQL["by_id"], stamp_id)), None)
 
     async def history(self, namespace: str, file_path: str) -> list[Stamp]:
-        return await self._stamps("history", path_hash(namespace, file_path))
+        return await self._stamps(_SQL["history"], path_hash(namespace, file_path))
 
     async def latest_many(self, namespace: str, file_paths: Sequence[str]) -> dict[str, Stamp]:
         hashes = [path_hash(namespace, path) for path in file_paths]
@@ -145,22 +152,22 @@ class PostgresReads:
     async def _stamps(self, statement: str, *arguments: Any) -> list[Stamp]:
         with translated("reading stamps"):
             async with seeing(self._pool, self._visible) as connection:
-                found = await connection.fetch(_SQL[statement], *arguments)
+                found = await connection.fetch(statement, *arguments)
         return [rows.stamp_of(row) for row in found]
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Connection]:
         """Give a connection for one listing; Overloaded when too many are under way."""
-        if self._streams == STREAMS_MAX:
+        if self._streams.locked():
             raise Overloaded(f"{STREAMS_MAX} listings are being read: end one of them, or try again later")
-        self._streams += 1
-        try:
-            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
-                if self._visible is not None:
-                    what = given(self._visible.names, self._visible.wildcards)
-                    await connection.execute(f"SET LOCAL ROLE {TENANT}; {what}")
-                await connection.execute(_SQL["wait_for_reader"], f"{READER_PAUSE_S}s")
-                await connection.execute("SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on")
-                yield connection
-        finally:
-            self._streams -= 1
+        async with self._streams, self._pool.acquire() as connection, connection.transaction(readonly=True):
+            if self._visible is not None:
+                what = given(self._visible.names, self._visible.wildcards)
+                await connection.execute(f"SET LOCAL ROLE {TENANT}; {what}")
+            await connection.execute(_SQL["wait_for_reader"], f"{READER_PAUSE_S}s")
+            await connection.execute("SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on")
+            yield connection
+
+
+def _bounded(stamps: str) -> str:
+    return _SQL["bounded"].replace("{stamps}", stamps).replace("{bytes_max}", str(PAGE_BYTES_MAX))

@@ -2,7 +2,8 @@
 --
 -- Two roles, of the whole server: sessions take one of them at their start. The tenant's sees the rows of the namespaces
 -- that its transaction was given, the service's (reducer, relay, audit, upkeep) sees all. Neither owns a table, and
--- row-level security is forced, so that an owner without a role of the two sees nothing by mistake.
+-- row-level security is forced, so that an owner without a role of the two sees nothing by mistake. For that he may take
+-- the roles and must not inherit what they see: before PostgreSQL 16 that is an attribute of his (NOINHERIT).
 
 DO $$
 DECLARE
@@ -21,7 +22,9 @@ BEGIN
         END IF;
         IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
             BEGIN
-                EXECUTE format('GRANT %I TO %I', needed, current_user);
+                EXECUTE format('GRANT %I TO %I', needed, current_user) ||
+                    CASE WHEN current_setting('server_version_num')::integer >= 160000
+                        THEN ' WITH INHERIT FALSE, SET TRUE' ELSE '' END;
             EXCEPTION WHEN insufficient_privilege THEN
                 IF NOT pg_has_role(current_user, needed, 'MEMBER') THEN
                     RAISE;

@@ -1,5 +1,14 @@
 Queries by key over what the ledger has recorded.
 
+-- name: bounded
+-- The newest of the stamps, as many as so many bytes allow; the first comes whatever its size.
+SELECT * FROM (
+    SELECT s.*, row_number() OVER newest AS place, sum(
+        octet_length(s.file_path) + octet_length(s.metadata::text) + coalesce(octet_length(s.intelligence::text), 0)
+    ) OVER newest AS bytes
+    FROM ({stamps}) AS s WINDOW newest AS (ORDER BY s.stamp_id DESC)
+) AS sized WHERE bytes <= {bytes_max} OR place = 1 ORDER BY place
+
 -- name: by_hash
 -- Materialised: with the limit in the same query the planner may walk all stamps backwards instead.
 WITH found AS MATERIALIZED (SELECT * FROM metadata_stamps WHERE digest = $1)
@@ -48,7 +57,8 @@ SELECT * FROM (
 ) AS d ORDER BY stamp_id DESC LIMIT $3
 
 -- name: page
--- Newest first, from a stamp on. A filter looks through a bounded number of rows; the first row tells how far it came.
+-- Newest first, from a stamp on. A filter looks through a bounded number of rows; the first row tells how far it came,
+-- and how many stamps there were before they were bounded by bytes.
 WITH walked AS MATERIALIZED ({source}), matching AS (
     SELECT * FROM walked
     WHERE namespace = $4 AND ($6::text IS NULL OR content_type = $6) AND ($7::text IS NULL OR stamped_by = $7)
@@ -57,9 +67,13 @@ WITH walked AS MATERIALIZED ({source}), matching AS (
         AND ($11::bytea IS NULL OR digest = $11)
     ORDER BY stamp_id DESC LIMIT $5
 )
-SELECT w.walked, w.last_walked, m.*
-FROM (SELECT count(*) AS walked, (SELECT stamp_id FROM walked ORDER BY stamp_id LIMIT 1) AS last_walked FROM walked) AS w
-LEFT JOIN matching AS m ON true
+SELECT w.*, m.*
+FROM (
+    SELECT count(*) AS walked, (SELECT stamp_id FROM walked ORDER BY stamp_id LIMIT 1) AS last_walked,
+        (SELECT count(*) FROM matching) AS matched
+    FROM walked
+) AS w
+LEFT JOIN ({bounded}) AS m ON true
 ORDER BY m.stamp_id DESC
 
 -- name: by_id
