@@ -48,6 +48,16 @@ def is_commit(message: bytes) -> bool:
     return re.fullmatch(rb"Q.{4}COMMIT;?\0", message, re.DOTALL) is not None
 
 
+def is_ledgers_begin(message: bytes) -> bool:
+    """Match the ledger's and nobody else's: a reducer at work begins and commits when it likes."""
+    return re.fullmatch(rb"Q.{4}BEGIN; LOCK TABLE fsm_states .*\0", message, re.DOTALL) is not None
+
+
+def is_ledgers_commit(message: bytes) -> bool:
+    """Match the ledger's: the driver's own transactions, which all others are, end with a semicolon."""
+    return re.fullmatch(rb"Q.{4}COMMIT\0", message, re.DOTALL) is not None
+
+
 def ends_request(message: bytes) -> bool:
     """Tell whether the server answers this message with ReadyForQuery: it is a simple query, or Sync."""
     return message[:1] in {b"Q", b"S"}

@@ -24,7 +24,7 @@ from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
 from omninode_bridge.http.server import serve
-from tests.integration.proxy import Fault, Match, Proxy, is_commit
+from tests.integration.proxy import Fault, Proxy, is_ledgers_commit
 from tests.integration.serving import NAMESPACE, a_stamp, digest, nothing_recorded, raw_exchange, refused, served
 
 MEBIBYTE = 1024 * 1024
@@ -433,21 +433,9 @@ async def test_without_its_database_it_is_alive_but_not_ready_and_a_retry_is_saf
         assert (await client.post("/stamp", json=a_stamp(op_id=op_id))).status_code == 201
 
 
-def ledgers_commit() -> Match:
-    """Match the commit after workflows were written: the reducer commits as well, when it likes."""
-    written = False
-
-    def matches(message: bytes) -> bool:
-        nonlocal written
-        written = written or b"INSERT INTO fsm_states" in message
-        return written and is_commit(message)
-
-    return matches
-
-
 async def test_after_an_unknown_outcome_the_same_op_id_gets_the_stamp(database_url: str, proxy: Proxy) -> None:
     async with Bridge.connect(proxy.url, settings=Settings.read(writers=1)) as bridge, served(bridge) as client:
-        proxy.arm(Fault.HOLD_AFTER, ledgers_commit(), then_refuse=True)
+        proxy.arm(Fault.HOLD_AFTER, is_ledgers_commit, then_refuse=True)
         problem = await refused(client.post("/stamp", json=a_stamp()), 503, "outcome_unknown")
         proxy.release()
         proxy.admit()

@@ -17,7 +17,7 @@ import pytest_asyncio
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.tenancy import Limits
-from tests.integration.proxy import Fault, Proxy, is_begin, is_commit
+from tests.integration.proxy import Fault, Proxy, is_ledgers_begin, is_ledgers_commit
 from tests.integration.serving import (
     NAMESPACE,
     a_stamp,
@@ -306,8 +306,7 @@ async def test_what_is_over_the_quota_is_refused_as_a_whole(
 async def test_a_ledger_that_is_down_refuses_the_whole_batch(database_url: str, proxy: Proxy) -> None:
     async with Bridge.connect(proxy.url, settings=Settings.read(writers=1)) as bridge, served(bridge) as client:
         assert len(read_lines(await post_lines(client, a_stamp()))) == 1
-        await bridge.state(NAMESPACE)  # the reducer has begun: the next transaction is the ledger's
-        proxy.arm(Fault.BEFORE, is_begin, then_refuse=True)
+        proxy.arm(Fault.BEFORE, is_ledgers_begin, then_refuse=True)
         got = await post_lines(client, a_stamp(file_path="b.txt"), b"{")
         assert (got.status_code, got.json()["code"]) == (503, "service_unavailable"), got.text
         assert int(got.headers["retry-after"]) > 0
@@ -321,13 +320,12 @@ async def test_a_ledger_that_goes_away_midway_leaves_each_item_its_answer(databa
     settings = Settings.read(writers=1, group_max=2)
     items = [a_stamp(file_path=f"{n}.txt") for n in range(6)]
     async with Bridge.connect(proxy.url, settings=settings) as bridge, served(bridge, group_max=2) as client:
-        await bridge.state(NAMESPACE)  # the reducer has begun
         first: list[Any] = []
 
         def is_second(sent: bytes) -> bool:
-            if is_commit(sent):
+            if is_ledgers_commit(sent):
                 first.append(sent)
-            return is_commit(sent) and len(first) == 2
+            return is_ledgers_commit(sent) and len(first) == 2
 
         proxy.arm(Fault.HOLD_AFTER, is_second, then_refuse=True)
         answers = read_lines(await post_lines(client, *items))
