@@ -299,7 +299,8 @@ async def test_closing_while_the_broker_hangs_takes_little_time(books: Books, br
             await reducer.projector.step()  # and tells its offsets
             broker.pause()
             began_s = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began_s < CLOSE_S_MAX + 1.0
+        # Else it takes leave for as long as the broker hangs: until `finally` here, which is never.
+        assert asyncio.get_running_loop().time() - began_s < 3 * CLOSE_S_MAX
     finally:
         broker.resume()
     await carrier.check()

@@ -243,8 +243,14 @@ async def _assemble(
         telemetry, tail = Telemetry(), Tail(source)
 
         def projector_of(events: EventSource) -> Projector:
-            batch_max = contracts.reducer.batch_size
-            return Projector(events, state, groupings, batch_max=batch_max, meter=telemetry.reducer)
+            return Projector(
+                events,
+                state,
+                groupings,
+                batch_max=contracts.reducer.batch_size,
+                batch_s=contracts.reducer.batch_ms / 1000,
+                meter=telemetry.reducer,
+            )
 
         # Whoever waits for the state folds the log itself; the loop may fold what arrives over Kafka.
         reader = projector_of(source)

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Mapping
-from itertools import islice
+from itertools import groupby, islice
 
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.domain.tenancy import Visible
@@ -82,14 +82,13 @@ class Feed:
         return found
 
     def _receive(self, limit: int) -> None:
-        for arrived in self._arrivals.take(max(limit, 1)):
-            record = arrived.record
-            key = record.topic, record.shard
-            self._came.add(key)
-            self._waiting.setdefault(key, deque()).append(arrived)
-            self._ends[record.topic, arrived.partition] = arrived.offset + 1
-            self._count += 1
-            self._bytes += len(record.body)
+        for (topic, shard, partition), group in groupby(self._arrivals.take(max(limit, 1)), _place):
+            row = list(group)
+            self._came.add((topic, shard))
+            self._waiting.setdefault((topic, shard), deque()).extend(row)
+            self._ends[topic, partition] = row[-1].offset + 1
+            self._count += len(row)
+            self._bytes += sum(len(one.record.body) for one in row)
 
     def _misfits(self, key: ShardKey, head: Head) -> bool:
         """Forget what of a shard is folded; tell whether what comes next does not follow."""
@@ -182,3 +181,8 @@ class Feed:
             place = topic, chain[0].partition
             ends[place] = min(ends.get(place, chain[0].offset), chain[0].offset)
         self._arrivals.done(ends)
+
+
+def _place(arrived: Arrived) -> tuple[str, int, int]:
+    record = arrived.record
+    return record.topic, record.shard, arrived.partition

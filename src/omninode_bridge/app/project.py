@@ -58,6 +58,7 @@ class Projector:
         *,
         building: Generation | None = None,
         batch_max: int = BATCH_EVENTS_MAX,
+        batch_s: float = 0.0,
         meter: FoldMeter | None = None,
     ) -> None:
         self._source = source
@@ -65,6 +66,7 @@ class Projector:
         self._groupings = groupings
         self._building = building
         self._batch_max = batch_max
+        self._batch_s = batch_s
         self._meter = meter or _NoMeter()
         self.trouble: Exception | None = None
         """What the loop's last turn failed with; None when it went well."""
@@ -127,11 +129,14 @@ class Projector:
     async def run(self) -> None:
         """Fold for ever; wait for a hint or a poll when there is nothing. Ends by cancellation.
 
+        While events come, each transaction has those of `batch_s`, or as many as one may have. Readers that wait for
+        the state don't wait for that.
         Whatever goes wrong is logged, counted and tried again, more and more slowly: the positions tell where to go on,
         and readers, who fold what they wait for, are told the reason.
         """
-        pause = POLL_S
+        pause, clock = POLL_S, asyncio.get_running_loop().time
         while True:
+            began_s = clock()
             try:
                 folded = await self.step()
                 pause = POLL_S
@@ -144,6 +149,8 @@ class Projector:
                 with suppress(TimeoutError):  # that is the poll
                     await asyncio.wait_for(self.wake.wait(), pause)
                 self.wake.clear()
+            elif folded < self._batch_max:
+                await asyncio.sleep(began_s + self._batch_s - clock())
 
     def _fails(self, error: Exception) -> None:
         self._meter.failed(error)

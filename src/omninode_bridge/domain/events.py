@@ -74,7 +74,7 @@ class Erased(_CloudEvent, frozen=True, kw_only=True, tag=ERASED_SCHEMA, gc=False
     """A tombstone: what is left of an event whose namespace was erased, at `time`. It counts nowhere."""
 
 
-class _Place(msgspec.Struct, frozen=True, gc=False):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """What tells where an event stands in the log; the rest is passed over."""
 
     id: str
@@ -90,8 +90,8 @@ type Event = StampingCompleted | StampingFailed | Erased
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
-_IDS = re.compile(" ".join(["[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"] * 3))
-_placer = msgspec.json.Decoder(_Place)
+_ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_placer = msgspec.json.Decoder(Place)
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed | Erased)
 
 
@@ -142,15 +142,22 @@ def record_of(body: bytes) -> Record:
         place = _placer.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise CorruptEvent(f"not an event with a place in the log: {error}") from error
-    if not _IDS.fullmatch(f"{place.id} {place.previousid} {place.subject}"):
+    check_place(place)
+    if not (_ID.fullmatch(place.previousid) and _ID.fullmatch(place.subject)):
+        raise CorruptEvent("its ids are no UUIDs")
+    return Record(
+        place.type, place.shard, place.position, place.id, place.previousid, place.namespace, place.subject, body
+    )
+
+
+def check_place(place: Place | Event) -> None:
+    """Raise CorruptEvent where an event has an id, a namespace or a position that none in a log has."""
+    if not _ID.fullmatch(place.id):
         raise CorruptEvent("its ids are no UUIDs")
     if place.namespace and not _is_namespace(place.namespace):  # a tombstone has none
         raise CorruptEvent(f"{place.namespace!r:.80} is no namespace")
     if place.position < 1 or not 0 <= place.shard < SHARDS_MAX:
         raise CorruptEvent(f"shard {place.shard} position {place.position} is no place in a log")
-    return Record(
-        place.type, place.shard, place.position, place.id, place.previousid, place.namespace, place.subject, body
-    )
 
 
 @lru_cache(4096)

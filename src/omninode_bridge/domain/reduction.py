@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from omninode_bridge.domain.errors import CorruptEvent, NotFound
-from omninode_bridge.domain.events import Event, StampingCompleted, decode
+from omninode_bridge.domain.events import Event, StampingCompleted, check_place, decode, record_of
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.stamp import microseconds
 
@@ -55,6 +55,12 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     size: int = 0
     processing_us: int = 0
     metadata: Mapping[str, Any] = {}
+
+
+class ReadRecord(Record, frozen=True, gc=False):
+    """A record whose body was read already, where it arrived."""
+
+    item: Item
 
 
 class Totals(msgspec.Struct, frozen=True, gc=False):
@@ -127,6 +133,8 @@ def read_item(record: Record) -> Item:
 
     What the error says may be kept anywhere: it is short and has no NUL.
     """
+    if isinstance(record, ReadRecord):
+        return record.item
     try:
         event = decode(record.body)
         if (event.id, event.namespace, event.position) != (record.event_id, record.namespace, record.position):
@@ -134,6 +142,30 @@ def read_item(record: Record) -> Item:
     except CorruptEvent as error:
         raise CorruptEvent(error.message.replace("\0", "\ufffd")[:REASON_CHARS_MAX]) from error
     return item_of(event)
+
+
+def read_record(body: bytes) -> Record:
+    """Return the record that an event names, read if it can be; CorruptEvent where it names no place in a log.
+
+    The id of the one before it and its workflow's are looked at only where it can't be read: a record that was read
+    is no dead letter, and follows one whose id was looked at.
+    """
+    try:
+        event = decode(body)
+    except CorruptEvent:
+        return record_of(body)
+    check_place(event)
+    return ReadRecord(
+        event.type,
+        event.shard,
+        event.position,
+        event.id,
+        event.previousid,
+        event.namespace,
+        event.subject,
+        body,
+        item_of(event),
+    )
 
 
 def fold(items: Iterable[Item], groupings: Groupings) -> State:

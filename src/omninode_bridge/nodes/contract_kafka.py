@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omninode_bridge.domain.log import SHARDS_MAX
 from omninode_bridge.domain.workflow import Topics
-from omninode_bridge.nodes.contract_reading import Problem, join, unknown_keys
+from omninode_bridge.nodes.contract_reading import Problem, whole_numbers
 
 _PATH = "config.kafka"
 _BOUNDS = {"partitions": (1, SHARDS_MAX), "retention_ms": (60_000, 10 * 365 * 86_400_000)}
@@ -17,15 +17,5 @@ _BOUNDS = {"partitions": (1, SHARDS_MAX), "retention_ms": (60_000, 10 * 365 * 86
 
 def compile_kafka(raw: object, names: Sequence[str], found: list[Problem]) -> Topics | None:
     """Return what a contract says of the topics; None, after adding what is wrong with it."""
-    if not isinstance(raw, dict):
-        found.append(Problem(_PATH, f"is missing: say {', '.join(_BOUNDS)}"))
-        return None
-    found.extend(unknown_keys(raw, _PATH, tuple(_BOUNDS)))
-    values = {}
-    for name, (least, most) in _BOUNDS.items():
-        value = raw.get(name)
-        if type(value) is not int or not least <= value <= most:
-            found.append(Problem(join(_PATH, name), f"must be a whole number from {least} to {most}"))
-            return None
-        values[name] = value
-    return Topics(tuple(names), values["partitions"], values["retention_ms"])
+    values = whole_numbers(raw, _PATH, _BOUNDS, found)
+    return None if values is None else Topics(tuple(names), values["partitions"], values["retention_ms"])

@@ -37,6 +37,7 @@ from omninode_bridge.nodes.contract_reading import (
     settings,
     unknown_keys,
     validated,
+    whole_number,
 )
 from omninode_bridge.nodes.contract_topics import check_topics
 
@@ -140,8 +141,8 @@ def compile_orchestrator(document: Document, found: list[Problem]) -> Orchestrat
     timeout_ms = _check_coordination(model, compiled, found)
     _check_graph(model, compiled, found)
     triggers = _triggers(config.get("triggers"), found)
-    batch_items_max = _whole_number(config, "config", "batch_items_max", (1, BATCH_ITEMS_MAX), found)
-    hash_mib_per_s_min = _whole_number(config, "config", "hash_mib_per_s_min", (1, HASH_MIB_PER_S_MAX), found)
+    batch_items_max = whole_number(config, "config", "batch_items_max", (1, BATCH_ITEMS_MAX), found)
+    hash_mib_per_s_min = whole_number(config, "config", "hash_mib_per_s_min", (1, HASH_MIB_PER_S_MAX), found)
     stamping = _compile_stamping(config.get("stamping"), compiled, hash_mib_per_s_min, found)
     queue = compile_queue(config.get("queue"), batch_items_max, found)
     kafka = compile_kafka(config.get("kafka"), topics, found)
@@ -283,13 +284,13 @@ def _compile_stamping(
         found.append(Problem(path, f"is missing: say {', '.join(_STAMPING_KEYS)}"))
         return None
     found.extend(unknown_keys(raw, path, _STAMPING_KEYS))
-    timeout_ms = _whole_number(raw, path, "request_timeout_ms", (100, STEP_MS_MAX), found)
+    timeout_ms = whole_number(raw, path, "request_timeout_ms", (100, STEP_MS_MAX), found)
     for step in steps:
         if step.name == "hash" and step.timeout_ms < timeout_ms:
             # A call that its step cuts off would tell the breaker nothing.
             message = f"{timeout_ms} is more than the timeout_ms of the step 'hash', {step.timeout_ms}"
             found.append(Problem(join(path, "request_timeout_ms"), message))
-    in_flight_max = _whole_number(raw, path, "requests_in_flight_max", (1, IN_FLIGHT_MAX), found)
+    in_flight_max = whole_number(raw, path, "requests_in_flight_max", (1, IN_FLIGHT_MAX), found)
     path = join(path, "circuit_breaker")
     written = raw.get("circuit_breaker")
     if not isinstance(written, dict):
@@ -351,15 +352,6 @@ def _triggers(raw: object, found: list[Problem]) -> _Triggers | None:
         message, _, place = str(error).partition(" - at `$")
         found.append(Problem(path + place.removesuffix("`"), message))
         return None
-
-
-def _whole_number(section: dict[str, Any], path: str, name: str, bounds: tuple[int, int], found: list[Problem]) -> int:
-    least, most = bounds
-    raw = section.get(name)
-    if type(raw) is not int or not least <= raw <= most:
-        found.append(Problem(join(path, name), f"must be a whole number from {least} to {most}"))
-        return least
-    return raw
 
 
 def _check_walk(plan: Plan, fsm: Fsm, found: list[Problem]) -> None:

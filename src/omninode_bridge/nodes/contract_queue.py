@@ -7,7 +7,7 @@ worker's work waits for an hour; and a number of attempts or of workflows that m
 from __future__ import annotations
 
 from omninode_bridge.domain.workflow import Queue
-from omninode_bridge.nodes.contract_reading import Problem, join, unknown_keys
+from omninode_bridge.nodes.contract_reading import Problem, join, whole_numbers
 
 _PATH = "config.queue"
 _BOUNDS = {"lease_ms": (1000, 3_600_000), "attempts_max": (1, 100), "in_flight_max": (1, 1024)} | {
@@ -18,17 +18,9 @@ _BOUNDS = {"lease_ms": (1000, 3_600_000), "attempts_max": (1, 100), "in_flight_m
 
 def compile_queue(raw: object, batch_items_max: int, found: list[Problem]) -> Queue | None:
     """Return what a contract says of the queue; None, after adding what is wrong with it."""
-    if not isinstance(raw, dict):
-        found.append(Problem(_PATH, f"is missing: say {', '.join(_BOUNDS)}"))
+    values = whole_numbers(raw, _PATH, _BOUNDS, found)
+    if values is None:
         return None
-    found.extend(unknown_keys(raw, _PATH, tuple(_BOUNDS)))
-    values = {}
-    for name, (least, most) in _BOUNDS.items():
-        value = raw.get(name)
-        if type(value) is not int or not least <= value <= most:
-            found.append(Problem(join(_PATH, name), f"must be a whole number from {least} to {most}"))
-            return None
-        values[name] = value
     if values["in_flight_max"] > batch_items_max:
         message = (
             f"{values['in_flight_max']} is more than config.batch_items_max, {batch_items_max}: they run as one batch"

@@ -16,7 +16,7 @@ import difflib
 import hashlib
 import os
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,29 @@ def one_of(value: object, allowed: Sequence[object], path: str, found: list[Prob
     if value not in allowed:
         words = " or ".join(_shown(word) for word in allowed)
         found.append(Problem(path, f"must be {words} here, not {_shown(value)}"))
+
+
+def whole_number(section: dict[str, Any], path: str, name: str, bounds: tuple[int, int], found: list[Problem]) -> int:
+    """Return a setting; the least there may be, after adding that it is none or out of bounds."""
+    least, most = bounds
+    raw = section.get(name)
+    if type(raw) is not int or not least <= raw <= most:
+        found.append(Problem(join(path, name), f"must be a whole number from {least} to {most}"))
+        return least
+    return raw
+
+
+def whole_numbers(
+    section: object, path: str, bounds: Mapping[str, tuple[int, int]], found: list[Problem]
+) -> dict[str, int] | None:
+    """Return the settings of a section that has these and no others; None, after adding what is wrong with it."""
+    if not isinstance(section, dict):
+        found.append(Problem(path, f"is missing: say {', '.join(bounds)}"))
+        return None
+    problems = unknown_keys(section, path, tuple(bounds))
+    values = {name: whole_number(section, path, name, within, problems) for name, within in bounds.items()}
+    found.extend(problems)
+    return None if problems else values
 
 
 def join(path: str, *parts: str | int) -> str:

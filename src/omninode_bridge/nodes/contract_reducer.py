@@ -24,6 +24,7 @@ from omninode_bridge.nodes.contract_reading import (
     settings,
     unknown_keys,
     validated,
+    whole_number,
 )
 from omninode_bridge.nodes.contract_topics import check_topics
 
@@ -31,6 +32,9 @@ FUNCTIONS = ("count", "sum", "min", "max", "first", "last")
 """What every group has: domain.reduction.Totals."""
 GROUPINGS = ("namespace", "content_type", "size_bucket", "time_window", "workflow")
 BATCH_EVENTS_MAX = 100_000
+BATCH_MS = 20
+"""Where the contract does not say."""
+BATCH_MS_MAX = 10_000
 SIZE_BUCKETS_MAX = 64
 SIZE_BOUND_BYTES_MAX = 2**62
 METADATA_FIELDS_MAX = 16
@@ -67,7 +71,9 @@ class ReducerContract:
     completed_topic: str
     failed_topic: str
     batch_size: int
-    """Events folded in one transaction."""
+    """Events folded in one transaction, at most."""
+    batch_ms: int
+    """How long events gather for one that is smaller."""
     model: ModelContractReducer
     fingerprint: str
     source: str
@@ -98,8 +104,12 @@ def compile_reducer(document: Document, found: list[Problem]) -> ReducerContract
     if "namespace" not in model.aggregation.grouping.grouping_fields:
         path = "aggregation.grouping.grouping_fields"
         found.append(Problem(path, "lacks 'namespace': every total belongs to one"))
-    found.extend(unknown_keys(raw.get("config") or (), "config", ("size_buckets",)))
-    groupings = compile_groupings(model.aggregation, raw.get("config"), None, found)
+    config = raw.get("config")
+    found.extend(unknown_keys(config or (), "config", ("batch_ms", "size_buckets")))
+    batch_ms = BATCH_MS
+    if isinstance(config, dict) and "batch_ms" in config:
+        batch_ms = whole_number(config, "config", "batch_ms", (0, BATCH_MS_MAX), found)
+    groupings = compile_groupings(model.aggregation, config, None, found)
     _check_functions(model.aggregation.aggregation_functions, found)
     batch_size = model.aggregation.performance.batch_size
     if batch_size > BATCH_EVENTS_MAX:
@@ -118,6 +128,7 @@ def compile_reducer(document: Document, found: list[Problem]) -> ReducerContract
         topics[0],
         topics[1],
         batch_size,
+        batch_ms,
         ModelContractReducer.model_validate(raw),
         document.fingerprint,
         document.source,

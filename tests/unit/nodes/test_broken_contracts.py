@@ -222,6 +222,8 @@ REDUCER: dict[str, tuple[dict[str, Any], str]] = {
     "a bound of zero": ({"config.size_buckets[0]": 0}, "config.size_buckets[0]"),
     "a bound in text": ({"config.size_buckets[0]": "1024"}, "config.size_buckets[0]"),
     "no list of bounds": ({"config.size_buckets": 1024}, "config.size_buckets"),
+    "a batch time below 0": ({"config.batch_ms": -1}, "config.batch_ms"),
+    "a batch time in text": ({"config.batch_ms": "20"}, "config.batch_ms"),
     "an unknown config key": ({"config.size_bucket": [1]}, "config.size_bucket"),
     "a batch of nothing": ({"aggregation.performance.batch_size": 0}, "aggregation.performance.batch_size"),
     "a batch too large": ({"aggregation.performance.batch_size": 10**6}, "aggregation.performance.batch_size"),

@@ -30,8 +30,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from omninode_bridge.adapters.kafka.client import KafkaSettings, Seldom, created, translated, unavailable
 from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
-from omninode_bridge.domain.events import SEAL_HEADER, record_of, seal
+from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.log import ShardKey
+from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
 
 QUEUE_RECORDS_MAX = 50_000
@@ -218,7 +219,7 @@ class KafkaSubscription:
             assert partition is not None
             assert offset is not None
             try:
-                record = record_of(self._unsealed(message))
+                record = read_record(self._unsealed(message))
                 if record.topic != topic:
                     raise CorruptEvent(f"an event of type {record.topic!r:.80} on another topic")
             except CorruptEvent as corrupt:

@@ -2,10 +2,10 @@
 
 What happens to a group:
 
-    BEGIN ─▶ read ─▶ decide ─▶ heads ─▶ op ids ─▶ stamps ─▶ events ─▶ facts ─▶ COMMIT ─▶ answer
-     ▲                           │                                               │
-     └── lost race ◀─────────────┘ (rolled back)           connection lost ──────┘
-     └── the old backend no longer holds the shard: it is gone ◀─────────────────┘
+    BEGIN ─▶ read ─▶ decide ─▶ heads, op ids, stamps, events ─▶ facts ─▶ COMMIT ─▶ answer
+     ▲                           │                                         │
+     └── lost race ◀─────────────┘ (rolled back)     connection lost ──────┘
+     └── the old backend no longer holds the shard: it is gone ◀───────────┘
 
 * A transaction sees and writes the namespaces of its group, and no others (row-level security).
 
@@ -26,6 +26,7 @@ import random
 from collections.abc import Sequence
 
 import asyncpg
+import msgspec
 from asyncpg.connection import Connection
 
 from omninode_bridge.adapters.postgres import rows
@@ -210,25 +211,25 @@ class PostgresLedgerSession:
         )
 
     async def _write(self, connection: Connection, decision: Decision) -> None:
-        for (topic, shard), head in sorted(decision.heads.items()):
-            before = self._heads[topic]
-            moved = await connection.execute(
-                _SQL["move_head"], topic, shard, before.position, before.event_id, head.position, head.event_id
-            )
-            if moved != "UPDATE 1":
-                raise _HeadMoved
         if decision.ended:
             await self._end(connection, decision)
-        if decision.workflows:
-            workflows = sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))
-            await connection.execute(_SQL["insert_workflows"], rows.workflow_rows(workflows))
+        # Sorted, so that writers who meet wait for one another and don't lock each other out.
+        moves = [
+            (topic, *msgspec.structs.astuple(self._heads[topic]), *msgspec.structs.astuple(head))
+            for (topic, _), head in sorted(decision.heads.items())
+        ]
+        fits = await connection.fetchval(
+            _SQL["record"],
+            *([list(column) for column in zip(*moves, strict=True)] or [[]] * 5),
+            self._shard,
+            rows.workflow_rows(sorted(decision.workflows, key=lambda w: (w.workflow_id, w.namespace))),
+            rows.stamp_rows(sorted(decision.stamps, key=lambda s: (s.namespace, s.file_path, s.version))),
+            rows.record_rows(decision.records),
+        )
+        if not fits:
+            raise _HeadMoved
         if decision.inputs:
             await connection.execute(_SQL["insert_inputs"], rows.input_rows(decision.inputs))
-        if decision.stamps:
-            stamps = sorted(decision.stamps, key=lambda s: (s.namespace, s.file_path, s.version))
-            await connection.execute(_SQL["insert_stamps"], rows.stamp_rows(stamps))
-        if decision.records:
-            await connection.execute(_SQL["insert_events"], rows.record_rows(decision.records))
         if decision.facts:
             facts = sorted(decision.facts, key=lambda f: f.path_hash)
             await connection.execute(_SQL["upsert_facts"], rows.facts_rows(facts))
