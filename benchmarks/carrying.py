@@ -49,7 +49,8 @@ from omninode_bridge.nodes.contracts import load_contracts
 from tests.broker import Broker
 
 QUIX_PYTHON = ROOT / ".venv-quix" / "bin" / "python"
-SHARDS = 8
+SHARDS = 12
+"""As many as a topic has partitions: then readers share them evenly."""
 IN_A_ROW = 50
 """Events that one shard gets before the next, about as a writer's commits come."""
 PUBLISHED_AT_ONCE = 4000

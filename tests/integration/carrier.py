@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -141,7 +142,7 @@ class Carrier:
         subscription = KafkaSubscription(self.settings(), self.topics.names, **limits)
         feed = Feed(books.source, subscription)
         projector = Projector(feed, PostgresStateStore(books.service), GROUPINGS)
-        subscription.hint = projector.wake.set
+        subscription.hints(projector.wake.set)
         async with subscription:
             yield Reducer(subscription, feed, projector)
 
@@ -214,9 +215,7 @@ def read(servers: str, topics: Sequence[str]) -> list[Seen]:
     try:
         known = consumer.list_topics(timeout=WAIT_S).topics
         places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
-        bounds = {
-            (place.topic, place.partition): consumer.get_watermark_offsets(place, timeout=WAIT_S) for place in places
-        }
+        bounds = {(place.topic, place.partition): _bounds(consumer, place) for place in places}
         left = {place: end for place, (begin, end) in bounds.items() if end > begin}
         consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
         found: list[Seen] = []
@@ -231,6 +230,19 @@ def read(servers: str, topics: Sequence[str]) -> list[Seen]:
         return found
     finally:
         consumer.close()
+
+
+def _bounds(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """Return from where to where a partition goes; a broker that just came back may not lead it yet."""
+    until_s = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, timeout=WAIT_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION or time.monotonic() > until_s:
+                raise
+            consumer.list_topics(timeout=WAIT_S)
+            time.sleep(0.05)
 
 
 def counted(messages: Iterable[Seen]) -> Totals:

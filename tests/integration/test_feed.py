@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from omninode_bridge.adapters.kafka import KafkaSubscription
-from omninode_bridge.adapters.kafka.subscription import BURST_MAX, CLOSE_S_MAX
+from omninode_bridge.adapters.kafka.reader import BURST_MAX, CLOSE_S_MAX, TopicReader
 from omninode_bridge.adapters.postgres.state import PostgresStateStore
 from omninode_bridge.app.feed import Feed
 from omninode_bridge.app.project import Projector
@@ -22,7 +22,7 @@ from omninode_bridge.domain.log import Head, Record, ShardKey
 from tests.broker import Broker
 from tests.conftest import Server
 from tests.integration.books import Books, eventually
-from tests.integration.carrier import WAIT_S, Carrier, at_work, soon
+from tests.integration.carrier import WAIT_S, Carrier, Reducer, at_work, soon
 from tests.making import GROUPINGS, chain
 
 STAMPS = 200
@@ -220,6 +220,22 @@ async def test_what_kafka_never_got_is_folded_from_the_log(carrier: Carrier) -> 
     await carrier.books.balance()
 
 
+async def test_readers_share_every_topic_evenly_whoever_came_first(books: Books, bootstrap_servers: str) -> None:
+    carrier = Carrier(books, bootstrap_servers, partitions=4)
+    await carrier.stamp(1)
+    await carrier.forward()  # makes the topics
+    topics = sorted(2 * carrier.topics.names)
+
+    def of(reducer: Reducer) -> list[str]:
+        return sorted(topic for topic, _ in reducer.subscription.owned)
+
+    async with carrier.reducer() as first:
+        await soon(lambda: of(first) == sorted(2 * topics), "the first has all")
+        async with carrier.reducer() as second:
+            await soon(lambda: of(first) == of(second) == topics, "each has half of each topic")
+        await soon(lambda: of(first) == sorted(2 * topics), "the first has all again")
+
+
 async def test_a_full_reader_pauses_stays_in_the_group_and_goes_on_where_it_was(carrier: Carrier) -> None:
     count, most = 3000, 100
     await carrier.stamp(count, sessions=2, group=500)
@@ -230,11 +246,13 @@ async def test_a_full_reader_pauses_stays_in_the_group_and_goes_on_where_it_was(
     async with carrier.reducer(queue_records_max=most) as reducer:
         subscription = reducer.subscription
         await soon(lambda: subscription.waiting >= most, "it is full")
+        await soon(lambda: len(subscription.owned) == 6, "it has all")
+        everything = subscription.owned
         async with carrier.reducer() as other:  # a rebalance while it is full
-            await soon(lambda: len(other.subscription.owned) == 3, "the other has its share")
-            await soon(lambda: len(subscription.owned) == 3, "the first has the rest")
+            await soon(lambda: subscription.owned < everything, "the first has given some away")
+            await soon(lambda: subscription.owned ^ other.subscription.owned == everything, "the other has the rest")
             assert subscription.waiting <= most + 2 * BURST_MAX
-        await soon(lambda: len(subscription.owned) == 6, "it has all again")
+        await soon(lambda: subscription.owned == everything, "it has all again")
         assert subscription.waiting <= most + 2 * BURST_MAX < 4 * count
         taken = 0
 
@@ -271,7 +289,7 @@ async def test_readers_share_the_partitions_and_one_without_any_leaves_the_shard
 
 
 async def test_a_consumer_that_fails_is_replaced_and_the_shards_are_folded_meanwhile(carrier: Carrier) -> None:
-    class Failing(KafkaSubscription):
+    class Failing(TopicReader):
         failures = 1
 
         def _keep(self, consumer: Consumer) -> None:
@@ -282,11 +300,15 @@ async def test_a_consumer_that_fails_is_replaced_and_the_shards_are_folded_meanw
 
     await carrier.stamp(STAMPS, sessions=2)
     await carrier.forward()
-    async with Failing(carrier.settings(), carrier.topics.names) as subscription:
-        await soon(lambda: subscription.trouble, "it says what is wrong")
-        assert all(subscription.owns((carrier.completed, shard)) for shard in range(3))
-        await soon(lambda: subscription.waiting >= STAMPS, "another reads")
-        assert subscription.trouble is None
+    reader = Failing(carrier.settings(), carrier.completed)
+    reader.open()
+    try:
+        await soon(lambda: reader.trouble, "it says what is wrong")
+        assert all(reader.owns(shard) for shard in range(3))
+        await soon(lambda: reader.waiting >= STAMPS, "another reads")
+        assert reader.trouble is None
+    finally:
+        await reader.close()
 
 
 async def test_closing_while_the_broker_hangs_takes_little_time(books: Books, broker: Broker) -> None:

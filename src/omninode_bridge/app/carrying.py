@@ -74,7 +74,7 @@ async def carried(
             subscription = KafkaSubscription(kafka, topics.names)
             feed = Feed(source, subscription)
             projector = projector_of(feed)
-            subscription.hint = projector.wake.set
+            subscription.hints(projector.wake.set)
             await stack.enter_async_context(subscription)
             looked_at.append(parts.kafka(subscription, feed))
         yield Carried(projector, hint, tuple(looked_at))

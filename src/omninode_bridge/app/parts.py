@@ -144,8 +144,11 @@ class Passed(Protocol):
 class Arrivals(Protocol):
     """This process's reading of the topics."""
 
-    strays: int
-    trouble: ServiceUnavailable | None
+    @property
+    def strays(self) -> int: ...
+
+    @property
+    def trouble(self) -> ServiceUnavailable | None: ...
 
     @property
     def owned(self) -> Collection[tuple[str, int]]: ...

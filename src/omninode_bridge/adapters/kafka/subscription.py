@@ -1,289 +1,86 @@
-"""Reads the topics as one of a group of readers, in a thread of its own.
+"""Reads the topics, each with a reader of its own.
 
-    thread: poll ─▶ parse ─▶ a bounded queue ─▶ take()     event loop
-            commit ◀──────── offsets ◀───────── done()
-
-* The group shares the partitions out, and moves only those that must move (cooperative).
-* The queue has a limit; when it is full the partitions are paused, and the thread goes on answering the group.
-* A message that our relay did not send so, by its keyed digest, is counted and left out: no total can lack it. One of
-  ours that was damaged or forged leaves a gap, which the reader fills from the log.
-* Offsets are committed as a hint, so that the next reader does not begin at the start. Where there is none, or the
-  broker has not got it any more, reading begins at the oldest message: repeats are dropped by position.
-* Who is no member of the group, because the broker is away or the topics are, owns every shard: then readers fold from
-  the log, all of them, and each record is still folded once.
+In one group they would be shared out together, evenly by number: one process may then get all partitions of the topic
+that nearly all events are on, and the next those of the other. So each topic has its own members of the group.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from hmac import compare_digest
 from types import TracebackType
 from typing import Self
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-
-from omninode_bridge.adapters.kafka.client import KafkaSettings, Seldom, created, translated, unavailable
-from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
-from omninode_bridge.domain.events import SEAL_HEADER, seal
+from omninode_bridge.adapters.kafka.client import KafkaSettings
+from omninode_bridge.adapters.kafka.reader import QUEUE_RECORDS_MAX, TopicReader
+from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.log import ShardKey
-from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
-
-QUEUE_RECORDS_MAX = 50_000
-QUEUE_BYTES_MAX = 64 * 1024**2
-"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it."""
-BURST_MAX = 2000
-COMMIT_S = 5.0
-"""How often offsets are told."""
-PARTITIONS_S = 10.0
-"""How often to look whether topics have got partitions, and whether the broker answers."""
-PARTITIONS_HASTY_S = 1.0
-"""The same while it does not."""
-SESSION_MS = 10_000
-"""After this long without a word a reader's partitions are others'."""
-CLOSE_S_MAX = 5.0
-"""How long to take leave of the group; a broker that hangs is left without a word, and notices by itself."""
-ANEW_S = 2.0
-"""How long to wait before a consumer that failed is replaced."""
-_WAIT_S = 0.2
-_DEFAULTS = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": SESSION_MS // 5}
-
-_log = logging.getLogger(__name__)
-_stray_log = logging.getLogger(f"{__name__}.strays")
-_stray_log.addFilter(Seldom(lambda record: str(record.msg)))
 
 
 class KafkaSubscription:
-    """One reader."""
+    """This process's part of the topics."""
 
     def __init__(
         self, settings: KafkaSettings, topics: Sequence[str], *, queue_records_max: int = QUEUE_RECORDS_MAX
     ) -> None:
-        self._settings = settings
-        self._queue_records_max = queue_records_max
-        self._topics = list(topics)
-        self.hint: Callable[[], None] = lambda: None
-        """Called on the event loop when something has arrived."""
-        self._lock = threading.Lock()
-        self._waiting: deque[Arrived] = deque()
-        self._waiting_bytes = 0
-        self._member = False
-        self._owned: frozenset[tuple[str, int]] = frozenset()
-        self._partitions: dict[str, int] = {}
-        self._offsets: dict[tuple[str, int], int] = {}
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._hinted = False
-        self._paused: bool | None = None
-        self._look_at_s = self._commit_at_s = 0.0
-        self.strays = 0
-        """Messages that are none of our records."""
-        self.trouble: ServiceUnavailable | None = None
-        """What the broker could not be read for, last; None since it was read again."""
+        self._readers = {name: TopicReader(settings, name, queue_records_max=queue_records_max) for name in topics}
+        self._turns = list(self._readers.values())
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        # The first one here, where a setting that is none stops the program.
-        self._thread = threading.Thread(target=self._run, args=(self._consumer(),), name="kafka", daemon=True)
-        self._thread.start()
+        try:
+            for reader in self._turns:
+                reader.open()
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, CLOSE_S_MAX)
+        await self._close()
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(reader.close() for reader in self._turns))
+
+    def hints(self, hint: Callable[[], None]) -> None:
+        """Have `hint` called on the event loop when something has arrived."""
+        for reader in self._turns:
+            reader.hint = hint
 
     def take(self, limit: int) -> list[Arrived]:
-        with self._lock:
-            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
-            self._waiting_bytes -= sum(len(arrived.record.body) for arrived in taken)
+        self._turns.append(self._turns.pop(0))  # none may starve another
+        taken: list[Arrived] = []
+        for reader in self._turns:
+            taken += reader.take(limit - len(taken))
         return taken
 
     def owns(self, key: ShardKey) -> bool:
         topic, shard = key
-        partitions = self._partitions.get(topic)
-        return not self._member or not partitions or (topic, shard % partitions) in self._owned
+        reader = self._readers.get(topic)
+        return reader is None or reader.owns(shard)
 
     def done(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        with self._lock:
-            self._offsets.update(offsets)
+        for name, reader in self._readers.items():
+            reader.done({partition: offset for (topic, partition), offset in offsets.items() if topic == name})
 
     @property
     def waiting(self) -> int:
         """How many records have arrived and were not taken."""
-        return len(self._waiting)
+        return sum(reader.waiting for reader in self._turns)
 
     @property
     def owned(self) -> frozenset[tuple[str, int]]:
         """The (topic, partition) pairs that are ours now."""
-        return self._owned
+        return frozenset((reader.topic, partition) for reader in self._turns for partition in reader.owned)
 
-    def _consumer(self) -> Consumer:
-        return created(
-            Consumer,
-            self._settings.config(
-                _DEFAULTS,
-                group_id=self._settings.group,
-                partition_assignment_strategy="cooperative-sticky",
-                enable_auto_commit=False,
-                enable_auto_offset_store=False,
-                auto_offset_reset="earliest",
-            ),
-        )
+    @property
+    def strays(self) -> int:
+        """Messages that are none of our records."""
+        return sum(reader.strays for reader in self._turns)
 
-    def _run(self, consumer: Consumer) -> None:
-        while True:
-            try:
-                self._read(consumer)
-            except (KafkaException, RuntimeError) as error:  # RuntimeError: what the client says when it is closed
-                said = error.args[0]
-                self._fails(unavailable(said if isinstance(said, KafkaError) else str(said), "reading events"))
-            finally:
-                self._commit(consumer)
-                with suppress(KafkaException, RuntimeError):
-                    consumer.close()
-                self._leave()
-            if self._ended.wait(ANEW_S):
-                return
-            consumer = self._consumer()
-
-    def _read(self, consumer: Consumer) -> None:
-        """Read until the end of the subscription."""
-        consumer.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-        while not self._ended.is_set():
-            self._keep(consumer)
-            self._pause(consumer)
-            first = consumer.poll(_WAIT_S)
-            if first is not None:
-                self._arrive([first, *consumer.consume(BURST_MAX, 0)])
-
-    def _pause(self, consumer: Consumer) -> None:
-        """Pause all partitions when the queue is full, and let them go on when half of it is gone."""
-        share = 0.5 if self._paused else 1.0
-        full = len(self._waiting) >= share * self._queue_records_max or self._waiting_bytes >= share * QUEUE_BYTES_MAX
-        if full is not self._paused:
-            (consumer.pause if full else consumer.resume)(consumer.assignment())
-            self._paused = full
-
-    def _keep(self, consumer: Consumer) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._look_at_s:
-            try:
-                with translated("asking for its partitions"):
-                    topics = consumer.list_topics(timeout=1.0).topics
-            except ServiceUnavailable as error:  # what is known stays
-                self._fails(error)
-            else:
-                found = {
-                    name: 0 if topic.error is not None else len(topic.partitions) for name, topic in topics.items()
-                }
-                self._partitions = {name: found[name] for name in self._topics if found.get(name)}
-                missing = [name for name in self._topics if name not in self._partitions]
-                if missing:
-                    self._fails(ServiceUnavailable(f"the Kafka topics {', '.join(missing)} are not there: run a relay"))
-                elif self._member:
-                    self._goes_on()
-            well = self._member and self.trouble is None
-            self._look_at_s = time.monotonic() + (PARTITIONS_S if well else PARTITIONS_HASTY_S)
-        if now_s >= self._commit_at_s:
-            self._commit_at_s = now_s + COMMIT_S
-            self._commit(consumer)
-
-    def _commit(self, consumer: Consumer) -> None:
-        with self._lock:
-            told = {place: offset for place, offset in self._offsets.items() if place in self._owned}
-            self._offsets.clear()
-        if told:
-            with suppress(KafkaException, RuntimeError):  # a hint: the next one is as good
-                consumer.commit(offsets=[TopicPartition(*place, offset) for place, offset in told.items()])
-
-    def _arrive(self, messages: Sequence[Message]) -> None:
-        arrived: list[Arrived] = []
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:  # of missing topics `_keep` tells
-                    self._fails(unavailable(error, "reading events"))
-                continue
-            topic, partition, offset = message.topic(), message.partition(), message.offset()
-            assert topic is not None
-            assert partition is not None
-            assert offset is not None
-            try:
-                record = read_record(self._unsealed(message))
-                if record.topic != topic:
-                    raise CorruptEvent(f"an event of type {record.topic!r:.80} on another topic")
-            except CorruptEvent as corrupt:
-                self.strays += 1
-                _stray_log.warning(
-                    "%s partition %d offset %d is no event of the bridge: %s; %d such messages until now",
-                    *(topic, partition, offset, corrupt.message, self.strays),
-                )
-                continue
-            arrived.append(Arrived(record, partition, offset))
-        if arrived:
-            self._goes_on()
-            with self._lock:
-                self._waiting.extend(arrived)
-                self._waiting_bytes += sum(len(one.record.body) for one in arrived)
-            self._tell()
-
-    def _unsealed(self, message: Message) -> bytes:
-        """Return what a message holds, if the relay of this database sent it so."""
-        body = message.value() or b""
-        headers = message.headers()
-        told = dict(headers).get(SEAL_HEADER) if headers else None
-        if not isinstance(told, bytes) or not compare_digest(told, seal(self._settings.key, body)):
-            raise CorruptEvent(f"it has not the {SEAL_HEADER} of this database's relay")
-        return body
-
-    def _fails(self, error: ServiceUnavailable) -> None:
-        # The same again, every second for as long as the broker is away, is no news.
-        if self.trouble is None or self.trouble.message != error.message:
-            _log.warning("%s; the reducer goes on from PostgreSQL", error.message)
-        self.trouble = error
-
-    def _goes_on(self) -> None:
-        if self.trouble is not None:
-            _log.info("reads Kafka again")
-            self.trouble = None
-
-    def _tell(self) -> None:
-        if self._hinted or self._loop is None:
-            return
-        self._hinted = True
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(self._on_hint)
-
-    def _on_hint(self) -> None:
-        self._hinted = False
-        self.hint()
-
-    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._member = True
-        self._owned |= {(part.topic, part.partition) for part in partitions}
-        self._paused = None  # those that came are not, whatever the others are
-        if partitions:
-            _log.info("reads %d more partitions, %d in all", len(partitions), len(self._owned))
-        self._tell()
-
-    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._commit(consumer)
-        self._owned -= {(part.topic, part.partition) for part in partitions}
-        _log.info("reads %d partitions less, %d in all", len(partitions), len(self._owned))
-
-    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        _log.info("%d partitions were lost, and may be others' by now", len(partitions))
-        self._leave()
-
-    def _leave(self) -> None:
-        self._member, self._owned, self._paused = False, frozenset(), None
+    @property
+    def trouble(self) -> ServiceUnavailable | None:
+        """What the broker could not be read for, last; None since it was read again."""
+        return next((reader.trouble for reader in self._readers.values() if reader.trouble is not None), None)
