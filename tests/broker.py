@@ -119,7 +119,18 @@ class Broker:
     async def _prepare(self) -> None:
         """See to the jars, write the properties and format the storage."""
         await _run(KAFKA, "jars")
-        settings = {
+        lines = [f"{name}={value}" for name, value in self._settings().items()]
+        prepared = self._properties.with_suffix(".new")
+        prepared.write_text("\n".join([SETTINGS.read_text(encoding="utf-8"), *lines, ""]), encoding="utf-8")
+        # 16 bytes in base64, as Kafka has them; one that begins with a dash would look like an option.
+        cluster = "t" + secrets.token_urlsafe(16)[1:]
+        formatting = ["format", "--standalone", "-t", cluster, "-c", str(prepared), *self._formatting()]
+        await _run(KAFKA, "java", "kafka.tools.StorageTool", *formatting)
+        prepared.rename(self._properties)
+
+    def _settings(self) -> dict[str, object]:
+        """Return what is told to the node beside the settings that every node on a desk has."""
+        return {
             "listeners": f"DIRECT://{self.bootstrap_servers},FRONTED://{self.upstream},CONTROLLER://{self._controller}",
             "advertised.listeners": f"DIRECT://{self.bootstrap_servers},FRONTED://{self.advertised}",
             "listener.security.protocol.map": "DIRECT:PLAINTEXT,FRONTED:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -127,15 +138,10 @@ class Broker:
             "controller.quorum.bootstrap.servers": self._controller,
             "log.dirs": self.folder / "data",
         }
-        lines = [f"{name}={value}" for name, value in settings.items()]
-        prepared = self._properties.with_suffix(".new")
-        prepared.write_text("\n".join([SETTINGS.read_text(encoding="utf-8"), *lines, ""]), encoding="utf-8")
-        # 16 bytes in base64, as Kafka has them; one that begins with a dash would look like an option.
-        cluster = "t" + secrets.token_urlsafe(16)[1:]
-        await _run(
-            KAFKA, "java", "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(prepared)
-        )
-        prepared.rename(self._properties)
+
+    def _formatting(self) -> list[str]:
+        """Return what the storage is formatted with beside."""
+        return []
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # Not in a thread: the death signal comes when the thread ends that forked.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 
 from tests.chaos.wire import Connection, Lost
@@ -28,6 +29,8 @@ class Crowd:
     def __init__(self, ports: Sequence[int], tokens: Sequence[str], seed: str, count: int = CALLERS) -> None:
         self.told = Told()
         self.circle = Circle(self.told, retry_after_s_max=RETRY_AFTER_S_MAX)
+        self.answer_s_max = 0.0
+        """The longest that anybody waited for an answer, known once all have ended."""
         self._ports = ports
         self._rng = random.Random(seed)
         self._over = asyncio.Event()
@@ -74,6 +77,7 @@ class Crowd:
                 await _perform(caller.act(), line)
                 await asyncio.sleep(self._rng.uniform(0, THINKING_S_MAX))
         finally:
+            self.answer_s_max = max(self.answer_s_max, line.answer_s_max)
             line.close()
 
 
@@ -98,13 +102,16 @@ class _Line:
         self._ports = ports
         self._at = number
         self._connection: Connection | None = None
+        self.answer_s_max = 0.0
 
     async def ask(self, ask: Ask) -> Answer | None:
         """Send a request; None when there was no answer."""
         try:
             if self._connection is None:
                 self._connection = await Connection.open(self._ports[self._at % len(self._ports)])
+            begin_s = time.monotonic()
             answer = await self._connection.ask(ask)
+            self.answer_s_max = max(self.answer_s_max, time.monotonic() - begin_s)
         except Lost:
             self._at += 1
             self.close()

@@ -10,9 +10,10 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -149,6 +150,8 @@ class Scene:
                 """SELECT topic, shard, position FROM consumer_positions JOIN state_generations AS g
                     ON consumer = 'reducer/' || generation AND g.status = 'live'"""
             )
+        # What is folded from the log while no relay runs is on the topics later.
+        await self._until(partial(self._forwarded, positions), "what is folded is forwarded as well")
         before = [(*place, position) for place, position in self._since.items()]
         counted = await self._totals(LOGGED_TOTALS, *map(list, zip(*before, strict=True))) if before else {}
         stamps, octets = (Counter({name: count[part] for name, count in counted.items()}) for part in (0, 1))
@@ -162,6 +165,17 @@ class Scene:
                     octets[event["namespace"]] += event["data"]["file_size"]
         assert totals == {name: (count, octets[name]) for name, count in stamps.items()}
         print(Counter(events=len(events), repeats=len(seen) - len(events)))
+
+    async def _forwarded(self, positions: Sequence[asyncpg.Record]) -> bool:
+        """Tell whether the relays have forwarded every shard up to the positions."""
+        behind = await self._connection.fetchval(
+            """SELECT count(*) FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS p (topic, shard, position)
+                LEFT JOIN consumer_positions AS r
+                    ON r.consumer = 'relay' AND r.topic = p.topic AND r.shard = p.shard
+                WHERE p.position > coalesce(r.position, 0)""",
+            *([row[column] for row in positions] for column in ("topic", "shard", "position")),
+        )
+        return bool(behind == 0)
 
     async def says(self, process: Process, what: str, since: int) -> None:
         """Wait until a process logs something, after so many bytes of its log."""

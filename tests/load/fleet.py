@@ -26,6 +26,8 @@ PATIENCE_S = 60.0
 """For one start, one stop or one command on a busy machine; beyond it something hangs."""
 CONTRACT = Path(orchestrator.__file__).parent / "v1_0_0" / "contract.yaml"
 
+PROGRAM = ("-m", "omninode_bridge")
+"""What Python runs as the bridge's command."""
 UNAVAILABLE = 3
 _FAULT = re.compile(r'Traceback|"level": ?"(error|critical)"|"exception":|never retrieved|fault of the program')
 
@@ -69,8 +71,16 @@ class Postgres:
 class Process:
     """`omninode-bridge serve` in a role, on a port that stays its own; `log` has what it says."""
 
-    def __init__(self, role: Role, number: int, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        number: int,
+        folder: Path,
+        environment: Mapping[str, str],
+        program: Iterable[str] = PROGRAM,
+    ) -> None:
         self.role = role
+        self._program = program
         self.name = f"{role}-{number}"
         self.log = folder / f"{self.name}.log"
         self.port = _free_port()
@@ -96,7 +106,7 @@ class Process:
     async def _serves(self) -> bool:
         with self.log.open("ab") as log:
             begin = log.tell()
-            self._process = await _spawn(self._command, self._environment, stdout=log, stderr=log)
+            self._process = await _spawn(self._command, self._environment, self._program, stdout=log, stderr=log)
         while b" serves on http" not in self.log.read_bytes()[begin:]:
             if self._process.returncode is not None:
                 return False
@@ -167,10 +177,10 @@ class Fleet:
             await asyncio.gather(*(process.stop() for process in fleet.processes), return_exceptions=True)
             await postgres.stop()
 
-    async def join(self, role: Role, **settings: str) -> Process:
+    async def join(self, role: Role, *, program: Iterable[str] = PROGRAM, **settings: str) -> Process:
         """Start one more process, with settings of its own."""
         named = {f"BRIDGE_{name.upper()}": value for name, value in settings.items()}
-        process = Process(role, len(self.processes) + 1, self._folder, {**self._environment, **named})
+        process = Process(role, len(self.processes) + 1, self._folder, {**self._environment, **named}, program)
         self.processes.append(process)
         await process.start()
         return process
@@ -215,10 +225,12 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _spawn(arguments: Iterable[str], settings: Mapping[str, str], **streams: Any) -> asyncio.subprocess.Process:
+async def _spawn(
+    arguments: Iterable[str], settings: Mapping[str, str], program: Iterable[str] = PROGRAM, **streams: Any
+) -> asyncio.subprocess.Process:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "omninode_bridge", *arguments),
+        *(sys.executable, *program, *arguments),
         env=clean | settings | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=asyncio.subprocess.DEVNULL,
         **streams,

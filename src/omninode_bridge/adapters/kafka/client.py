@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,14 +53,42 @@ class Seldom(logging.Filter):
         return True
 
 
+_REFUSES = re.compile("certificate|handshake failed|[Aa]uthentication")
+"""In what the client says when it is not let in."""
+
+
 def _facility(record: logging.LogRecord) -> str:
-    """Return what librdkafka files a line under, such as FAIL, without which of the clients says it."""
-    return record.getMessage().partition(" ")[0]
+    """Return what librdkafka files a line under, such as FAIL, without which of the clients says it.
+
+    That one is not let in is a kind of its own: any other failure of the minute would hide it.
+    """
+    said = record.getMessage()
+    return said.partition(" ")[0] + (" refused" if _REFUSES.search(said) else "")
 
 
 _client_log = logging.getLogger(f"{__name__}.librdkafka")
 # One set of settings serves producers and consumers: that each passes over the other's is no news.
 _client_log.addFilter(Seldom(_facility, never=frozenset({"CONFWARN"})))
+
+
+class Refusals:
+    """Why a client is not let in: a wrong password, a certificate that is not trusted. It is the client's `error_cb`.
+
+    What is asked of the client fails with "transport failure" then. The client calls this from `poll`.
+    """
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        """What was said last, without whom it was said of; None since the broker has answered."""
+
+    def __call__(self, error: KafkaError) -> None:
+        said = _ABOUT.sub("", error.str())
+        if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL} or _REFUSES.search(said):  # some as _TRANSPORT
+            self.why = said
+
+
+_ABOUT = re.compile(r"^\S+/\w+: | \(after \d+ms in state \w+\)|\s+$")
+"""Which broker, and when: no two lines would be alike."""
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,23 +111,32 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
                 field="kafka_client",
             )
 
-    def config(self, defaults: Mapping[str, object] | None = None, **own: object) -> dict[str, object]:
+    def config(
+        self, defaults: Mapping[str, object] | None = None, refusals: Refusals | None = None, **own: object
+    ) -> dict[str, object]:
         """Return the configuration of a client: its own settings above those passed through, the defaults below."""
         told = {name.replace("_", "."): value for name, value in own.items()}
+        if refusals is not None:
+            told["error_cb"] = refusals
         base = {"bootstrap.servers": self.bootstrap_servers, "client.id": "omninode-bridge", "logger": _client_log}
         return {"topic.metadata.refresh.interval.ms": 10_000, **(defaults or {}), **self.client, **base, **told}
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
+def translated(doing: str, refusals: Refusals | None = None) -> Iterator[None]:
     """Raise ServiceUnavailable for the client's errors; `doing` completes the sentence "… while …"."""
     try:
         yield
     except KafkaException as error:
-        raise unavailable(error.args[0], doing) from error
+        raise unavailable(error.args[0], doing, refusals) from error
+    if refusals is not None:
+        refusals.why = None
 
 
-def unavailable(error: KafkaError | str, doing: str) -> ServiceUnavailable:
+def unavailable(error: KafkaError | str, doing: str, refusals: Refusals | None = None) -> ServiceUnavailable:
+    """Return what to raise; where the client is not let in, that is the reason."""
+    if refusals is not None and refusals.why is not None:
+        return ServiceUnavailable(f"Kafka failed while {doing}: {refusals.why.rstrip('.')}; check BRIDGE_KAFKA_CLIENT")
     said = error.str() if isinstance(error, KafkaError) else str(error)
     return ServiceUnavailable(
         f"Kafka failed while {doing}: {said.rstrip('.')}; check that the broker runs, and its log"

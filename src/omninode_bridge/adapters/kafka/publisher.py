@@ -3,6 +3,9 @@
 What the broker refuses for itself alone (too large, not valid) comes back as refused. A batch may be refused for one of
 its records: so the refused are sent again in halves, until each stands alone, before that is believed. Everything else
 that goes wrong says nothing about a record: the whole call fails, and is made again, with a new producer.
+
+Dead letters have a producer of their own, and events need none of their topics: what goes wrong with dead letters holds
+up no event.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from omninode_bridge.adapters.kafka.client import METADATA_S_MAX, KafkaSettings, created, translated, unavailable
+from omninode_bridge.adapters.kafka.client import (
+    METADATA_S_MAX,
+    KafkaSettings,
+    Refusals,
+    created,
+    translated,
+    unavailable,
+)
 from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
@@ -59,17 +69,19 @@ class _Message:
 
 
 class KafkaPublisher:
-    """One producer. `async with` closes it: what is under way then is given up, and its call fails."""
+    """Two producers. `async with` closes them: what is under way then is given up, and its call fails."""
 
     def __init__(self, settings: KafkaSettings, topics: Topics) -> None:
-        self._settings = settings
+        self._key = settings.key
         self._topics = topics
-        self._producer: Producer | None = None
-        self._turn = threading.Lock()
         self._ended = threading.Event()
-        self._partitions: dict[str, int] = {}
+        self._events = _Sender(settings, self._new, self._ended)
+        self._letters = _Sender(settings, self._new, self._ended)
+        self._unmade: str | None = None
+        """What was said last of topics of dead letters that can't be made."""
 
     async def __aenter__(self) -> Self:
+        self._events.open()  # a setting that is none stops the program
         return self
 
     async def __aexit__(
@@ -77,51 +89,116 @@ class KafkaPublisher:
     ) -> None:
         # A call whose task was cancelled goes on in its thread: it is waited for.
         self._ended.set()
-        await asyncio.to_thread(self._in_turn, self._drop)
+        for sender in (self._events, self._letters):
+            await asyncio.to_thread(sender.in_turn, sender.drop)
 
     async def prepare(self) -> None:
-        await asyncio.to_thread(self._in_turn, self._prepare)
+        await asyncio.to_thread(self._events.in_turn, self._prepare)
 
     async def publish(self, records: Sequence[Record]) -> list[str | None]:
-        return await asyncio.to_thread(self._in_turn, partial(self._publish, records))
+        return await asyncio.to_thread(self._events.in_turn, partial(self._publish, records))
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        await asyncio.to_thread(self._in_turn, partial(self._bury, letters))
-
-    def _in_turn[T](self, work: Callable[[], T]) -> T:
-        with self._turn:
-            try:
-                return work()
-            except ServiceUnavailable:
-                self._partitions = {}  # topics may have been deleted, or have got partitions
-                self._drop()  # what it was about to do is unknown
-                raise
+        await asyncio.to_thread(self._letters.in_turn, partial(self._bury, letters))
 
     def _prepare(self, more: Iterable[str] = ()) -> None:
         """See to the topics of the contract and to `more`: the log may have events of an older contract's."""
         names = list(dict.fromkeys((*self._topics.names, *more)))
-        names += [name + DEAD_SUFFIX for name in names]
+        found = self._events.see_to(names)
+        unmade = self._events.make([dead for name in names if (dead := name + DEAD_SUFFIX) not in found])
+        said = next(iter(unmade.values())).message if unmade else None
+        if said is not None and said != self._unmade:
+            _log.warning("%s; until then no dead letters can be sent there", said)
+        self._unmade = said
+
+    def _new(self, name: str) -> NewTopic:
+        partitions = 1 if name.endswith(DEAD_SUFFIX) else self._topics.partitions
+        return NewTopic(name, partitions, config={"retention.ms": str(self._topics.retention_ms)})
+
+    def _publish(self, records: Sequence[Record]) -> list[str | None]:
+        named = {record.topic for record in records}
+        if not named <= self._events.partitions.keys():
+            self._prepare(sorted(named))
+        return self._events.settle([self._message(record) for record in records])
+
+    def _bury(self, letters: Sequence[DeadLetter]) -> None:
+        messages = [_burial(letter) for letter in letters]
+        named = {message.topic for message in messages}
+        if not named <= self._letters.partitions.keys():
+            self._letters.see_to(sorted(named))
+        # Too large also for this topic: then what it is and why, without its body.
+        outcomes = self._letters.settle(messages)
+        refused = [message for message, why in zip(messages, outcomes, strict=True) if why is not None]
+        for message in refused:
+            message.value = b""
+        for message, why in zip(refused, self._letters.settle(refused), strict=True):
+            if why is not None:
+                _log.error("%s refuses a dead letter even without its body, which stays in PostgreSQL only: %s",
+                           message.topic, why)  # fmt: skip
+
+    def _message(self, record: Record) -> _Message:
+        partition = record.shard % self._events.partitions[record.topic]
+        headers = [*_HEADERS, (SEAL_HEADER, seal(self._key, record.body))]
+        return _Message(record.topic, partition, record.workflow_id, record.body, headers)
+
+
+class _Sender:
+    """A producer, opened when it is needed and anew after a failure. One call at a time, each by `in_turn`."""
+
+    def __init__(self, settings: KafkaSettings, new: Callable[[str], NewTopic], ended: threading.Event) -> None:
+        self._settings = settings
+        self._new = new
+        self._ended = ended
+        self._refusals = Refusals()
+        self._producer: Producer | None = None
+        self._turn = threading.Lock()
+        self.partitions: dict[str, int] = {}
+        """How many each of the topics has that were seen to."""
+
+    def in_turn[T](self, work: Callable[[], T]) -> T:
+        with self._turn:
+            try:
+                return work()
+            except ServiceUnavailable:
+                self.partitions = {}  # topics may have been deleted, or have got partitions
+                self.drop()  # what it was about to do is unknown
+                raise
+
+    def open(self) -> Producer:
+        if self._producer is None:
+            self._refusals = Refusals()
+            config = self._settings.config(_DEFAULTS, self._refusals, acks="all", enable_idempotence=True)
+            self._producer = created(Producer, config)
+        return self._producer
+
+    def see_to(self, names: Sequence[str]) -> dict[str, int]:
+        """Make the topics that are missing; return how many partitions each of the broker's topics has."""
         found = self._ask()
-        if missing := [name for name in names if name not in found]:
-            self._make(missing)
+        for unmade in self.make([name for name in names if name not in found]).values():
+            raise unmade
         until_s = time.monotonic() + METADATA_S_MAX
         while absent := [name for name in names if not found.get(name)]:
             if time.monotonic() > until_s or self._ended.wait(_POLL_S):
                 raise ServiceUnavailable(f"the Kafka topic {absent[0]} has no partitions yet: look at the broker's log")
             found = self._ask()
-        self._partitions = {name: found[name] for name in names}
+        self.partitions = {name: found[name] for name in names}
+        return found
 
     def _ask(self) -> dict[str, int]:
         """Return how many partitions each topic has."""
-        producer = self._open()
-        try:
-            with translated("asking for its topics"):
+        producer = self.open()
+        with translated("asking for its topics", self._refusals):
+            try:
                 topics = producer.list_topics(timeout=METADATA_S_MAX).topics
-        finally:
-            producer.poll(0)  # what the client has to say goes to the log
+            finally:
+                producer.poll(0)  # what the client has to say goes to the log
         return {name: 0 if topic.error is not None else len(topic.partitions) for name, topic in topics.items()}
 
-    def _make(self, missing: Sequence[str]) -> None:
+    def make(self, missing: Sequence[str]) -> dict[str, ServiceUnavailable]:
+        """Make topics; return what to say of each that can't be made."""
+        if not missing:
+            return {}
+        unmade: dict[str, ServiceUnavailable] = {}
         admin = created(AdminClient, self._settings.config())
         topics = [self._new(name) for name in missing]
         for topic, made in zip(
@@ -134,43 +211,15 @@ class KafkaPublisher:
                 if said is not None and said.code() == KafkaError.TOPIC_ALREADY_EXISTS:
                     continue
                 why = said.str() if said is not None else "no answer"
-                raise ServiceUnavailable(
+                unmade[topic.topic] = ServiceUnavailable(
                     f"the Kafka topic {topic.topic} is missing and can't be made ({why.rstrip('.')}): make it, with "
                     f"{topic.num_partitions} partitions"
-                ) from error
-        _log.info("made the topics %s", ", ".join(missing))
+                )
+        if done := [name for name in missing if name not in unmade]:
+            _log.info("made the topics %s", ", ".join(done))
+        return unmade
 
-    def _new(self, name: str) -> NewTopic:
-        partitions = 1 if name.endswith(DEAD_SUFFIX) else self._topics.partitions
-        return NewTopic(name, partitions, config={"retention.ms": str(self._topics.retention_ms)})
-
-    def _publish(self, records: Sequence[Record]) -> list[str | None]:
-        self._know(record.topic for record in records)
-        return self._settle([self._message(record) for record in records])
-
-    def _bury(self, letters: Sequence[DeadLetter]) -> None:
-        self._know(letter.record.topic for letter in letters)
-        messages = [_burial(letter) for letter in letters]
-        # Too large also for this topic: then what it is and why, without its body.
-        refused = [message for message, why in zip(messages, self._settle(messages), strict=True) if why is not None]
-        for message in refused:
-            message.value = b""
-        for message, why in zip(refused, self._settle(refused), strict=True):
-            if why is not None:
-                _log.error("%s refuses a dead letter even without its body, which stays in PostgreSQL only: %s",
-                           message.topic, why)  # fmt: skip
-
-    def _know(self, topics: Iterable[str]) -> None:
-        named = set(topics)
-        if not named <= self._partitions.keys():
-            self._prepare(sorted(named))
-
-    def _message(self, record: Record) -> _Message:
-        partition = record.shard % self._partitions[record.topic]
-        headers = [*_HEADERS, (SEAL_HEADER, seal(self._settings.key, record.body))]
-        return _Message(record.topic, partition, record.workflow_id, record.body, headers)
-
-    def _settle(self, messages: Sequence[_Message]) -> list[str | None]:
+    def settle(self, messages: Sequence[_Message]) -> list[str | None]:
         """Send, and return for each None, or why the broker refused it when it stood alone."""
         if not messages:
             return []
@@ -180,13 +229,13 @@ class KafkaPublisher:
             return outcomes
         middle = (len(refused) + 1) // 2
         for half in (refused[:middle], refused[middle:]):
-            for index, outcome in zip(half, self._settle([messages[index] for index in half]), strict=True):
+            for index, outcome in zip(half, self.settle([messages[index] for index in half]), strict=True):
                 outcomes[index] = outcome
         return outcomes
 
     def _send(self, messages: Sequence[_Message]) -> list[str | None]:
         """Return for each None, or why the broker refused it."""
-        producer = self._open()
+        producer = self.open()
         left = len(messages)
         outcomes: list[str | None] = [None] * left
         failure: KafkaError | None = None
@@ -221,7 +270,7 @@ class KafkaPublisher:
         while left:  # ends: each record is told of after `delivery.timeout.ms` at the latest
             self._poll(producer)
         if failure is not None:
-            raise unavailable(failure, "sending events")
+            raise unavailable(failure, "sending events", self._refusals)
         return outcomes
 
     def _poll(self, producer: Producer) -> None:
@@ -229,13 +278,7 @@ class KafkaPublisher:
         if self._ended.is_set():
             raise ServiceUnavailable("the relay ends: what it was sending is sent again by the next one")
 
-    def _open(self) -> Producer:
-        if self._producer is None:
-            config = self._settings.config(_DEFAULTS, acks="all", enable_idempotence=True)
-            self._producer = created(Producer, config)
-        return self._producer
-
-    def _drop(self) -> None:
+    def drop(self) -> None:
         if self._producer is not None:
             self._producer.purge()
             self._producer.flush(0)

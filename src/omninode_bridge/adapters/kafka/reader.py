@@ -26,7 +26,7 @@ from hmac import compare_digest
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from omninode_bridge.adapters.kafka.client import KafkaSettings, Seldom, created, translated, unavailable
+from omninode_bridge.adapters.kafka.client import KafkaSettings, Refusals, Seldom, created, translated, unavailable
 from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
 from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.reduction import read_record
@@ -117,10 +117,12 @@ class TopicReader:
         return len(self._waiting)
 
     def _consumer(self) -> Consumer:
+        self._refusals = Refusals()
         return created(
             Consumer,
             self._settings.config(
                 _DEFAULTS,
+                self._refusals,
                 group_id=self._settings.group,
                 partition_assignment_strategy="cooperative-sticky",
                 enable_auto_commit=False,
@@ -167,7 +169,7 @@ class TopicReader:
         now_s = time.monotonic()
         if now_s >= self._look_at_s:
             try:
-                with translated("asking for its partitions"):
+                with translated("asking for its partitions", self._refusals):
                     found = consumer.list_topics(timeout=1.0).topics.get(self.topic)
             except ServiceUnavailable as error:  # what is known stays
                 self._fails(error)

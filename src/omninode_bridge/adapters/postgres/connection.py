@@ -32,6 +32,8 @@ CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
 LONG_TIMEOUT_S = 6 * 3600
 """For one statement over a whole table. To be passed: asyncpg reads `timeout=None` as COMMAND_TIMEOUT_S."""
+CANCEL_TIMEOUT_S = 5
+"""How long to wait for the end of a statement that was given up; beyond it the session is."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 """A writer that hangs in a transaction must not keep its shard's head locked for ever."""
@@ -154,6 +156,7 @@ async def connect(database_url: str, *, by_key: bool = False, role: Role | None 
                 database_url,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,
+                connection_class=_Session,
                 server_settings=_SETTINGS | (_BY_KEY if by_key else {}) | ({"role": role} if role else {}),
             )
         except (ValueError, asyncpg.ClientConfigurationError) as error:
@@ -175,7 +178,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,
             loop=None,
-            connection_class=Connection,
+            connection_class=_Session,
             record_class=asyncpg.Record,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=COMMAND_TIMEOUT_S,
@@ -213,6 +216,22 @@ async def seeing(pool: Pool, visible: Visible | None) -> AsyncIterator[Connectio
         finally:
             if not connection.is_closed():
                 await connection.execute("ROLLBACK")
+
+
+class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A session that is not waited for once more, where it was silent.
+
+    What comes after a statement that was given up, a ROLLBACK or the way back to the pool, waits until the server has
+    ended that statement; asyncpg would wait as long as for the statement itself.
+    """
+
+    def _cancel_current_command(self, *waiters: asyncio.Future[None]) -> None:
+        super()._cancel_current_command(*waiters)
+        self._loop.call_later(CANCEL_TIMEOUT_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.is_closed() and self._protocol._is_cancelling():
+            self.terminate()
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
