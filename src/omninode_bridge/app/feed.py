@@ -15,19 +15,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby, islice
 
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.domain.tenancy import Visible
 from omninode_bridge.domain.windows import Extent, Sight, Window
-from omninode_bridge.ports import EventSource
+from omninode_bridge.ports import READ_BYTES_MAX, EventSource
 from omninode_bridge.ports.transport import Arrived, Subscription
 
 LATE_S = 2.0
 """How long a shard may be behind the log's head without a move, before what is missing is read from the log."""
-WAITING_RECORDS_MAX = 50_000
-WAITING_BYTES_MAX = 64 * 1024**2
+WAITING_RECORDS_MAX = 20_000
+WAITING_BYTES_MAX = 32 * 1024**2
 """Records that wait here, behind a gap or for their turn; more stay with the transport."""
 WARN_S = 60.0
 """How often to tell of records that are not this log's."""
@@ -70,7 +70,7 @@ class Feed:
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         """Return direct successors of `after`, of any shard that arrived and of those of ours that are late."""
         if self._count < WAITING_RECORDS_MAX and self._bytes < WAITING_BYTES_MAX:
-            self._receive(limit)
+            self._receive(after, limit)
         gaps = {key for key in list(self._waiting) if self._misfits(key, after.get(key, START))}
         gaps |= await self._late(after)
         chains = self._chains(after, gaps, limit // 2 if gaps else limit)
@@ -81,10 +81,11 @@ class Feed:
             found += await self._fill(gaps, after, limit - len(found))
         return found
 
-    def _receive(self, limit: int) -> None:
+    def _receive(self, after: Mapping[ShardKey, Head], limit: int) -> None:
         for (topic, shard, partition), group in groupby(self._arrivals.take(max(limit, 1)), _place):
             row = list(group)
-            self._came.add((topic, shard))
+            if row[-1].record.position > after.get((topic, shard), START).position:
+                self._came.add((topic, shard))
             self._waiting.setdefault((topic, shard), deque()).extend(row)
             self._ends[topic, partition] = row[-1].offset + 1
             self._count += len(row)
@@ -106,12 +107,14 @@ class Feed:
     ) -> dict[ShardKey, list[Record]]:
         """Return direct successors, at most `limit` of all shards but those with gaps."""
         chains: dict[ShardKey, list[Record]] = {}
+        room = READ_BYTES_MAX
         for key in [key for key in self._waiting if key not in gaps]:
-            if limit <= 0:
+            if limit <= 0 or room <= 0:
                 break
             chain = self._waiting[key] = self._waiting.pop(key)  # whose turn it was comes last the next time
-            chains[key], _ = follow(after.get(key, START), (one.record for one in islice(chain, limit)))
+            chains[key], _ = follow(after.get(key, START), _within(chain, limit, room))
             limit -= len(chains[key])
+            room -= sum(len(record.body) for record in chains[key])
         return chains
 
     async def _unknown(self, chains: dict[ShardKey, list[Record]]) -> set[ShardKey]:
@@ -136,7 +139,7 @@ class Feed:
             for key, head in heads.items()
             if head.position > after.get(key, START).position and self._arrivals.owns(key)
         }
-        # What still comes, be it old, may reach us yet.
+        # What still comes may reach us yet; what only repeats the past does not.
         late = {key for key, at in behind.items() if self._seen.get(key) == at and key not in self._came}
         self._seen, self._look_at_s = behind, now_s + LATE_S
         self._came.clear()
@@ -181,6 +184,15 @@ class Feed:
             place = topic, chain[0].partition
             ends[place] = min(ends.get(place, chain[0].offset), chain[0].offset)
         self._arrivals.done(ends)
+
+
+def _within(chain: Iterable[Arrived], limit: int, room: int) -> Iterator[Record]:
+    """Yield the first records, so many and so many bytes at most, but one at least."""
+    for arrived in islice(chain, limit):
+        yield arrived.record
+        room -= len(arrived.record.body)
+        if room <= 0:
+            return
 
 
 def _place(arrived: Arrived) -> tuple[str, int, int]:

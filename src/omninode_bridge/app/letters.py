@@ -16,7 +16,7 @@ from omninode_bridge.adapters.postgres.relay import transport_key
 from omninode_bridge.app.carrying import kafka_settings
 from omninode_bridge.app.database import database
 from omninode_bridge.app.settings import Settings
-from omninode_bridge.domain.errors import InvalidInput, LimitExceeded
+from omninode_bridge.domain.errors import InvalidInput, LimitExceeded, ServiceUnavailable
 from omninode_bridge.domain.names import check_namespace
 from omninode_bridge.domain.reduction import read_item
 from omninode_bridge.ports import Letter, Letters
@@ -63,6 +63,7 @@ class DeadLetters:
             return await self._letters.fold(number, read_item, actor=self._actor)
         publisher = await self._publisher()
         (refusal,) = await publisher.publish([await self._letters.record(number)])
+        assert not isinstance(refusal, ServiceUnavailable)  # of the only one it would have been raised
         return await self._letters.forwarded(number, refusal, actor=self._actor)
 
     async def discard(self, number: int, reason: str) -> tuple[Letter, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -100,8 +100,9 @@ class Projector:
             return self._displaced()
         if not moves:
             return 0
-        items, letters = self._items(accepted, generation.namespace)
-        if not await self._state.apply(generation, fold(items, self._groupings), moves, letters):
+        letters: list[DeadLetter] = []
+        delta = fold(_items(accepted, generation.namespace, letters), self._groupings)
+        if not await self._state.apply(generation, delta, moves, letters):
             return self._displaced()
         self._positions |= {key: to for key, (_, to) in moves.items()}
         self._meter.folded(len(accepted))
@@ -214,17 +215,18 @@ class Projector:
                 accepted += follows
         return moves, accepted
 
-    def _items(self, records: list[Record], namespace: str | None) -> tuple[list[Item], list[DeadLetter]]:
-        items: list[Item] = []
-        letters: list[DeadLetter] = []
-        for record in records:
-            if namespace is not None and record.namespace != namespace:
-                continue
-            try:
-                items.append(read_item(record))
-            except CorruptEvent as error:
-                letters.append(DeadLetter(record=record, reason=error.message))
-        return items, letters
+
+def _items(records: Iterable[Record], namespace: str | None, letters: list[DeadLetter]) -> Iterator[Item]:
+    """Yield what the fold takes of the records, one after another: metadata may take far more room than its text."""
+    for record in records:
+        if namespace is not None and record.namespace != namespace:
+            continue
+        try:
+            item = read_item(record)
+        except CorruptEvent as error:
+            letters.append(DeadLetter(record=record, reason=error.message))
+        else:
+            yield item
 
 
 async def live_generation(state: StateStore, groupings: Groupings) -> Generation:

@@ -5,8 +5,8 @@ sent, and its position does not move. Repeats harm nobody: readers fold direct s
 its shards go, so that one that still reaches the transport takes them. What the transport refuses for itself becomes a
 dead letter in the transaction that moves the position: the relay neither stops there nor skips it.
 
-One fault does not stop the others: a shard whose log does not continue is left out, and dead letters that their topics
-don't take wait, each said by `/health`, while all else is forwarded.
+One fault does not stop the others: a shard whose log does not continue, or whose partition takes nothing, is left out,
+and dead letters that their topics don't take wait, each said by `/health`, while all else is forwarded.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Protocol
 from omninode_bridge.domain.errors import BridgeError, LawBroken, ServiceUnavailable
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.ports import DeadLetter, EventSource
-from omninode_bridge.ports.transport import Forwarding, Publisher
+from omninode_bridge.ports.transport import Forwarding, Outcome, Publisher
 
 BATCH_EVENTS_MAX = 4000
 """Events sent together: the position moves once a batch."""
 LETTERS_MAX = 100
-BROKEN_MAX = 5
-"""Shards whose log does not continue that are named, at most."""
+LEFT_OUT_MAX = 5
+"""Shards that are left out and named, at most."""
 POLL_S = 0.2
 """How long to wait for a hint before looking anyway; and for a shard that another relay leaves."""
 PAUSE_S_MAX = 5.0
 PREPARE_S = 10.0
 """How often to see to the topics: somebody may have deleted them, or have given them partitions."""
 LOOK_S = 5.0
-"""How often to look at the shards again that are left out."""
-BURY_PAUSES = 10
-"""Dead letters that were not taken wait as many times longer than that took: all else waits meanwhile."""
+"""How often to look at the shards again that are left out, at most."""
+PAUSES = 10
+"""What was not taken waits as many times longer than that took: all else waits while it is tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Relay:
         self._batch_max = batch_max
         self._prepare_at_s = self._look_at_s = self._bury_at_s = 0.0
         self._failure: Exception | None = None
-        self._broken: dict[ShardKey, LawBroken] = {}
+        self._left_out: dict[ShardKey, BridgeError] = {}
         self.burial: Exception | None = None
         """What dead letters could not be sent for; None since they were."""
         self.held: frozenset[int] = frozenset()
@@ -76,10 +76,12 @@ class Relay:
 
     @property
     def trouble(self) -> Exception | None:
-        """What keeps the relay from forwarding: a log that does not continue, or what the last turn failed with."""
-        if not self._broken:
+        """What keeps the relay from forwarding: why shards are left out, or what the last turn failed with."""
+        if not self._left_out:
             return self._failure
-        return LawBroken("; ".join(self._broken[key].message for key in sorted(self._broken)[:BROKEN_MAX]))
+        reasons = dict.fromkeys(self._left_out[key].message for key in sorted(self._left_out)[:LEFT_OUT_MAX])
+        broken = any(isinstance(error, LawBroken) for error in self._left_out.values())
+        return (LawBroken if broken else ServiceUnavailable)("; ".join(reasons))
 
     async def step(self) -> int:
         """Forward a batch; return the number of records that moved the positions."""
@@ -88,7 +90,7 @@ class Relay:
             await self._publisher.prepare()
             self._prepare_at_s = now_s + PREPARE_S
         self.held = await self._forwarding.hold()
-        self._broken = {key: misfit for key, misfit in self._broken.items() if key[1] in self.held}
+        self._left_out = {key: error for key, error in self._left_out.items() if key[1] in self.held}
         if not self.held:
             self.burial = None  # others' business now
             return 0
@@ -111,45 +113,44 @@ class Relay:
             for key in [key for key in misfits if now.get(key) != after.get(key)]:
                 del misfits[key]
                 moves.pop(key, None)
-        done = moves.keys() | {key for key, head in heads.items() if head == after.get(key, START)}
-        self._leave_out(misfits, (self._broken.keys() & heads.keys()) - (wanted & done))
         records = [
             record for record in found
             if (move := moves.get((record.topic, record.shard))) and record.position <= move[1].position
         ]  # fmt: skip
-        if not records:
+        began_s = _now_s()
+        outcomes = await self._publisher.publish(records) if records else []
+        kept, refused, unsent = _parted(records, outcomes)
+        moves = {key: (moves[key][0], head) for key, head in kept.items()}
+        done = (moves.keys() | {key for key, head in heads.items() if head == after.get(key, START)}) - unsent.keys()
+        self._leave_out({**misfits, **unsent}, (self._left_out.keys() & heads.keys()) - (wanted & done), began_s)
+        if not moves:
             return 0
-        outcomes = await self._publisher.publish(records)
-        refused = [
-            DeadLetter(record=record, reason=f"not forwarded: {why}")
-            for record, why in zip(records, outcomes, strict=True)
-            if why is not None
-        ]
         if not await self._forwarding.forwarded(moves, refused):
             return 0  # another relay was there before: what was sent twice is dropped by its readers
-        self._meter.forwarded(len(records), len(refused))
+        sent = sum(end.position - start.position for start, end in moves.values())
+        self._meter.forwarded(sent, len(refused))
         if refused:
             place = refused[0].record
             _log.error(
                 "%d events could not be forwarded and became dead letters, the first is %s shard %d position %d: %s",
                 len(refused), place.topic, place.shard, place.position, refused[0].reason,
             )  # fmt: skip
-        return len(records)
+        return sent
 
     def _wanted(self, keys: Iterable[ShardKey]) -> set[ShardKey]:
         """Return which of the shards to read: those that are held, and not left out until it is time to look again."""
-        resting = self._broken.keys() if _now_s() < self._look_at_s else ()
+        resting = self._left_out.keys() if _now_s() < self._look_at_s else ()
         return {key for key in keys if key[1] in self.held and key not in resting}
 
-    def _leave_out(self, misfits: Mapping[ShardKey, LawBroken], still: Set[ShardKey]) -> None:
-        """Note the shards whose log does not continue: those just found, and of those known before the ones `still`."""
-        before = self._broken
-        self._broken = {key: before[key] for key in still} | dict(misfits)
-        if misfits:
-            self._look_at_s = _now_s() + LOOK_S
-        for key in self._broken.keys() - before.keys():
-            _log.error("the relay leaves a shard out: %s", self._broken[key].message)
-        for topic, shard in before.keys() - self._broken.keys():
+    def _leave_out(self, found: Mapping[ShardKey, BridgeError], still: Set[ShardKey], began_s: float) -> None:
+        """Note the shards that are left out: those just found, and of those known before the ones `still`."""
+        before = self._left_out
+        self._left_out = {key: before[key] for key in still} | dict(found)
+        if found:
+            self._look_at_s = _now_s() + max(LOOK_S, PAUSES * (_now_s() - began_s))
+        for key in self._left_out.keys() - before.keys():
+            _log.error("the relay leaves %s shard %d out: %s", *key, self._left_out[key].message)
+        for topic, shard in before.keys() - self._left_out.keys():
             _log.info("the relay does not leave %s shard %d out any more", topic, shard)
 
     async def _bury(self) -> None:
@@ -161,7 +162,7 @@ class Relay:
                 if type(error) is not type(self.burial):
                     _tell("dead letters can't be sent, and wait", error)
                 self.burial = error
-                self._bury_at_s = _now_s() + max(PAUSE_S_MAX, BURY_PAUSES * (_now_s() - began_s))
+                self._bury_at_s = _now_s() + max(PAUSE_S_MAX, PAUSES * (_now_s() - began_s))
                 return
             await self._forwarding.sent(letters)
         if self.burial is not None:
@@ -212,6 +213,26 @@ def _tell(what: str, error: Exception) -> None:
         *(what, error.message if isinstance(error, BridgeError) else type(error).__name__),
         exc_info=None if known else error,
     )
+
+
+def _parted(
+    records: Sequence[Record], outcomes: Sequence[Outcome]
+) -> tuple[dict[ShardKey, Head], list[DeadLetter], dict[ShardKey, ServiceUnavailable]]:
+    """Return how far each shard was sent, what of that was refused, and the shards of which the rest was not sent."""
+    kept: dict[ShardKey, Head] = {}
+    refused: list[DeadLetter] = []
+    unsent: dict[ShardKey, ServiceUnavailable] = {}
+    for record, outcome in zip(records, outcomes, strict=True):
+        key = record.topic, record.shard
+        if key in unsent:
+            continue
+        if isinstance(outcome, ServiceUnavailable):
+            unsent[key] = outcome
+            continue
+        kept[key] = record.head
+        if outcome is not None:
+            refused.append(DeadLetter(record=record, reason=f"not forwarded: {outcome}"))
+    return kept, refused, unsent
 
 
 def _moves(

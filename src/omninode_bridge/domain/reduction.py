@@ -31,6 +31,9 @@ GROUP_KEY_BYTES_MAX = 256
 
 METADATA_PREFIX = "metadata."
 
+SLIGHT_FIELDS_MAX = 16
+"""Of metadata that is kept while its event waits: nested or with more fields it may take twenty times its text."""
+
 REASON_CHARS_MAX = 1000
 """Of what is told about a record that can't be read: it may quote the record."""
 
@@ -148,11 +151,14 @@ def read_record(body: bytes) -> Record:
     """Return the record that an event names, read if it can be; CorruptEvent where it names no place in a log.
 
     The id of the one before it and its workflow's are looked at only where it can't be read: a record that was read
-    is no dead letter, and follows one whose id was looked at.
+    is no dead letter, and follows one whose id was looked at. One whose metadata would take far more room than its
+    body is left to be read when it is folded.
     """
     try:
         event = decode(body)
     except CorruptEvent:
+        return record_of(body)
+    if isinstance(event, StampingCompleted) and not _is_slight(event.data.metadata):
         return record_of(body)
     check_place(event)
     return ReadRecord(
@@ -166,6 +172,10 @@ def read_record(body: bytes) -> Record:
         body,
         item_of(event),
     )
+
+
+def _is_slight(metadata: Mapping[str, Any]) -> bool:
+    return len(metadata) <= SLIGHT_FIELDS_MAX and not any(isinstance(v, (list, dict)) for v in metadata.values())
 
 
 def fold(items: Iterable[Item], groupings: Groupings) -> State:

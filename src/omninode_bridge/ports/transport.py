@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.log import Head, Record, ShardKey
 from omninode_bridge.ports.state import DeadLetter
 
@@ -22,6 +23,10 @@ class Unsent(msgspec.Struct, frozen=True):
     letter: DeadLetter
 
 
+type Outcome = str | ServiceUnavailable | None
+"""Of a record that was sent: None, it is kept; a text, why it never will be; an error, why that is not known."""
+
+
 class Publisher(Protocol):
     """Sends records to the transport."""
 
@@ -29,10 +34,10 @@ class Publisher(Protocol):
         """See to the topics: make those that are missing. Raises ServiceUnavailable saying what is missing."""
         ...
 
-    async def publish(self, records: Sequence[Record]) -> list[str | None]:
-        """Send records, each shard's in order; return for each None once it is kept, or why it never will be.
+    async def publish(self, records: Sequence[Record]) -> list[Outcome]:
+        """Send records, each shard's in order; return what became of each.
 
-        Raises ServiceUnavailable when that is not known: some may be kept, and are sent again.
+        Raises ServiceUnavailable when that is known of none: some may be kept, and are sent again.
         """
         ...
 

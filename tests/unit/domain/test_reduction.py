@@ -2,19 +2,26 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
-from omninode_bridge.domain.errors import NotFound
+from omninode_bridge.domain.errors import CorruptEvent, NotFound
+from omninode_bridge.domain.events import Event, encode, record_of
+from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.reduction import (
     EMPTY,
+    SLIGHT_FIELDS_MAX,
     Groupings,
     Item,
+    ReadRecord,
     Totals,
     bounded_key,
     bucket_key,
     fold,
     item_of,
     merge,
+    read_item,
+    read_record,
     window_key,
 )
 from tests.making import NAMESPACE, NOW, completed, failed, stamp
@@ -169,3 +176,41 @@ def test_groupings_name_what_is_stored_and_refuse_what_is_not() -> None:
         ALL.check("metadata.team")
     with pytest.raises(NotFound):
         Groupings(time_window=False).check("time_window")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        completed(),
+        completed(stamp(metadata={"project": "x", "n": 1, "none": None})),
+        completed(stamp(metadata={"nested": [[], []]})),
+        completed(stamp(metadata={f"k{n}": "v" for n in range(SLIGHT_FIELDS_MAX + 1)})),
+        failed(),
+    ],
+    ids=["plain", "flat metadata", "nested metadata", "much metadata", "failed"],
+)
+def test_a_record_that_was_read_where_it_arrived_is_the_one_that_is_read_later(event: Event) -> None:
+    body = encode(event)
+    early, late = read_record(body), record_of(body)
+    assert [getattr(early, name) for name in Record.__struct_fields__] == list(msgspec.structs.astuple(late))
+    assert read_item(early) == read_item(late) == item_of(event)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [({"a": "b", "n": 1, "t": True, "z": None}, True), ({"a": [[]] * 9}, False), ({"a": {}}, False)],
+    ids=["flat", "a list", "an object"],
+)
+def test_what_takes_far_more_room_than_its_text_is_not_kept_read(metadata: dict[str, object], kept: bool) -> None:
+    assert isinstance(read_record(encode(completed(stamp(metadata=metadata)))), ReadRecord) is kept
+
+
+def test_a_record_with_a_place_that_can_not_be_read_arrives_and_is_told_of_when_it_is_folded() -> None:
+    body = encode(completed()).replace(b'"version":1', b'"version":"one"')
+    with pytest.raises(CorruptEvent, match="version"):
+        read_item(read_record(body))
+
+
+def test_an_id_that_is_none_is_no_place_however_well_the_rest_is_read() -> None:
+    with pytest.raises(CorruptEvent, match="UUID"):
+        read_record(encode(completed(id="x")))

@@ -2,10 +2,10 @@
 
 What the broker refuses for itself alone (too large, not valid) comes back as refused. A batch may be refused for one of
 its records: so the refused are sent again in halves, until each stands alone, before that is believed. Everything else
-that goes wrong says nothing about a record: the whole call fails, and is made again, with a new producer.
+that goes wrong says nothing about a record, which is to be sent again, with a new producer; where it befalls all of
+them, the call fails.
 
-Dead letters have a producer of their own, and events need none of their topics: what goes wrong with dead letters holds
-up no event.
+Dead letters have a producer of their own, and events need none of their topics.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Topics
 from omninode_bridge.ports.state import DeadLetter
+from omninode_bridge.ports.transport import Outcome
 
 DELIVERY_MS_MAX = 30_000
 """How long a record may take to be kept by the broker."""
@@ -95,7 +96,7 @@ class KafkaPublisher:
     async def prepare(self) -> None:
         await asyncio.to_thread(self._events.in_turn, self._prepare)
 
-    async def publish(self, records: Sequence[Record]) -> list[str | None]:
+    async def publish(self, records: Sequence[Record]) -> list[Outcome]:
         return await asyncio.to_thread(self._events.in_turn, partial(self._publish, records))
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
@@ -115,11 +116,11 @@ class KafkaPublisher:
         partitions = 1 if name.endswith(DEAD_SUFFIX) else self._topics.partitions
         return NewTopic(name, partitions, config={"retention.ms": str(self._topics.retention_ms)})
 
-    def _publish(self, records: Sequence[Record]) -> list[str | None]:
+    def _publish(self, records: Sequence[Record]) -> list[Outcome]:
         named = {record.topic for record in records}
         if not named <= self._events.partitions.keys():
             self._prepare(sorted(named))
-        return self._events.settle([self._message(record) for record in records])
+        return self._events.deliver([self._message(record) for record in records])
 
     def _bury(self, letters: Sequence[DeadLetter]) -> None:
         messages = [_burial(letter) for letter in letters]
@@ -127,14 +128,22 @@ class KafkaPublisher:
         if not named <= self._letters.partitions.keys():
             self._letters.see_to(sorted(named))
         # Too large also for this topic: then what it is and why, without its body.
-        outcomes = self._letters.settle(messages)
-        refused = [message for message, why in zip(messages, outcomes, strict=True) if why is not None]
+        refused = [message for message, why in zip(messages, self._sent(messages), strict=True) if why is not None]
         for message in refused:
             message.value = b""
-        for message, why in zip(refused, self._letters.settle(refused), strict=True):
+        for message, why in zip(refused, self._sent(refused), strict=True):
             if why is not None:
                 _log.error("%s refuses a dead letter even without its body, which stays in PostgreSQL only: %s",
                            message.topic, why)  # fmt: skip
+
+    def _sent(self, letters: Sequence[_Message]) -> list[str | None]:
+        """Send dead letters, all or none: they are noted as sent together."""
+        told: list[str | None] = []
+        for outcome in self._letters.deliver(letters):
+            if isinstance(outcome, ServiceUnavailable):
+                raise outcome
+            told.append(outcome)
+        return told
 
     def _message(self, record: Record) -> _Message:
         partition = record.shard % self._events.partitions[record.topic]
@@ -219,36 +228,42 @@ class _Sender:
             _log.info("made the topics %s", ", ".join(done))
         return unmade
 
-    def settle(self, messages: Sequence[_Message]) -> list[str | None]:
-        """Send, and return for each None, or why the broker refused it when it stood alone."""
+    def deliver(self, messages: Sequence[_Message]) -> list[Outcome]:
+        """Send, and return what became of each; ServiceUnavailable when that is known of none."""
+        outcomes = self._settle(messages)
+        unknown = [outcome for outcome in outcomes if isinstance(outcome, ServiceUnavailable)]
+        if unknown and len(unknown) == len(messages):
+            raise unknown[0]
+        if unknown:
+            self.drop()
+        return outcomes
+
+    def _settle(self, messages: Sequence[_Message]) -> list[Outcome]:
+        """Send; what the broker refuses is sent again in halves, until it is refused alone."""
         if not messages:
             return []
         outcomes = self._send(messages)
-        refused = [index for index, outcome in enumerate(outcomes) if outcome is not None]
+        refused = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, str)]
         if len(messages) == 1:
             return outcomes
         middle = (len(refused) + 1) // 2
         for half in (refused[:middle], refused[middle:]):
-            for index, outcome in zip(half, self.settle([messages[index] for index in half]), strict=True):
+            for index, outcome in zip(half, self._settle([messages[index] for index in half]), strict=True):
                 outcomes[index] = outcome
         return outcomes
 
-    def _send(self, messages: Sequence[_Message]) -> list[str | None]:
-        """Return for each None, or why the broker refused it."""
+    def _send(self, messages: Sequence[_Message]) -> list[Outcome]:
         producer = self.open()
         left = len(messages)
-        outcomes: list[str | None] = [None] * left
-        failure: KafkaError | None = None
+        outcomes: list[Outcome] = [None] * left
 
         def told(index: int, error: KafkaError | None, _: Message | None) -> None:
-            nonlocal left, failure
+            nonlocal left
             left -= 1
             if error is None:
                 return
-            if error.code() in _REFUSALS:
-                outcomes[index] = error.str()
-            else:
-                failure = failure or error
+            refused = error.code() in _REFUSALS
+            outcomes[index] = error.str() if refused else unavailable(error, "sending events", self._refusals)
 
         for index, message in enumerate(messages):
             while True:
@@ -269,8 +284,6 @@ class _Sender:
                 break
         while left:  # ends: each record is told of after `delivery.timeout.ms` at the latest
             self._poll(producer)
-        if failure is not None:
-            raise unavailable(failure, "sending events", self._refusals)
         return outcomes
 
     def _poll(self, producer: Producer) -> None:

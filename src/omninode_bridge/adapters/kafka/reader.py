@@ -27,13 +27,13 @@ from hmac import compare_digest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from omninode_bridge.adapters.kafka.client import KafkaSettings, Refusals, Seldom, created, translated, unavailable
-from omninode_bridge.domain.errors import CorruptEvent, ServiceUnavailable
+from omninode_bridge.domain.errors import CorruptEvent, InvalidInput, ServiceUnavailable
 from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
 
-QUEUE_RECORDS_MAX = 50_000
-QUEUE_BYTES_MAX = 64 * 1024**2
+QUEUE_RECORDS_MAX = 20_000
+QUEUE_BYTES_MAX = 32 * 1024**2
 """What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it."""
 BURST_MAX = 2000
 COMMIT_S = 5.0
@@ -131,21 +131,34 @@ class TopicReader:
             ),
         )
 
-    def _run(self, consumer: Consumer) -> None:
-        while True:
+    def _run(self, consumer: Consumer | None) -> None:
+        while consumer is not None:
             try:
                 self._read(consumer)
-            except (KafkaException, RuntimeError) as error:  # RuntimeError: what the client says when it is closed
-                said = error.args[0]
-                self._fails(unavailable(said if isinstance(said, KafkaError) else str(said), "reading events"))
+            except Exception as error:  # whatever it is: the log is read meanwhile, and another consumer tries again
+                self._fails(self._failure(error))
             finally:
                 self._commit(consumer)
                 with suppress(KafkaException, RuntimeError):
                     consumer.close()
                 self._leave()
-            if self._ended.wait(ANEW_S):
-                return
-            consumer = self._consumer()
+            consumer = self._anew()
+
+    def _anew(self) -> Consumer | None:
+        """Return another consumer after a while; None at the end."""
+        while not self._ended.wait(ANEW_S):
+            try:
+                return self._consumer()
+            except InvalidInput as error:  # a certificate is being exchanged, say
+                self._fails(ServiceUnavailable(error.message))
+        return None
+
+    def _failure(self, error: Exception) -> ServiceUnavailable:
+        said = error.args[0] if error.args else error
+        if not isinstance(error, (KafkaException, RuntimeError)):  # RuntimeError: what a client says that is closed
+            _log.error("reading %s failed", self.topic, exc_info=error)
+            said = f"{type(error).__name__}: {said}"
+        return unavailable(said if isinstance(said, KafkaError) else str(said), "reading events", self._refusals)
 
     def _read(self, consumer: Consumer) -> None:
         """Read until the end of the subscription."""
@@ -226,9 +239,13 @@ class TopicReader:
     def _unsealed(self, message: Message) -> bytes:
         """Return what a message holds, if the relay of this database sent it so."""
         body = message.value() or b""
-        headers = message.headers()
-        told = dict(headers).get(SEAL_HEADER) if headers else None
-        if not isinstance(told, bytes) or not compare_digest(told, seal(self._settings.key, body)):
+        try:  # the client does not raise where it fails to decode a header's name, but in the lines after that
+            headers = message.headers()
+            told = dict(headers).get(SEAL_HEADER) if headers else None
+            sealed = isinstance(told, bytes) and compare_digest(told, seal(self._settings.key, body))
+        except UnicodeDecodeError as error:
+            raise CorruptEvent("a header's name is no UTF-8") from error
+        if not sealed:
             raise CorruptEvent(f"it has not the {SEAL_HEADER} of this database's relay")
         return body
 

@@ -78,11 +78,16 @@ class PostgresForwarding:
         async with self._using("saving how far the log was forwarded") as session:
             try:
                 async with session.transaction():
+                    if refused:
+                        await session.execute(_SQL["keep_out_erasure"])
                     if not await move(session, CONSUMER, moves):
                         raise _Moved
                     if refused:
-                        records = rows.record_rows([letter.record for letter in refused])
-                        await session.execute(_SQL["refuse"], records, [letter.reason for letter in refused])
+                        letters = [
+                            (letter.record.topic, letter.record.shard, letter.record.position, letter.reason)
+                            for letter in refused
+                        ]
+                        await session.execute(_SQL["refuse"], *map(list, zip(*letters, strict=True)))
             except _Moved:
                 return False
         return True

@@ -16,11 +16,16 @@ ON CONFLICT DO NOTHING
 -- name: positions
 SELECT topic, shard, position, event_id FROM consumer_positions WHERE consumer = $1
 
+-- name: keep_out_erasure
+LOCK TABLE state_generations IN ROW EXCLUSIVE MODE
+
 -- name: refuse
+-- As the log has them now: a namespace may have been erased since they were read, and must not come back here.
 INSERT INTO dead_letters (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason)
-SELECT topic, shard, position, event_id, previous_id, namespace, workflow_id, body, reason
-FROM unnest($1::event_log[]) WITH ORDINALITY AS e (topic, shard, position, event_id, previous_id, namespace, workflow_id, body, n)
-JOIN unnest($2::text[]) WITH ORDINALITY AS r (reason, n) USING (n)
+SELECT e.*, r.reason
+FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::text[]) AS r (topic, shard, position, reason)
+JOIN event_log AS e USING (topic, shard, position)
+WHERE e.namespace <> ''
 ON CONFLICT DO NOTHING
 
 -- name: key
