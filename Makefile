@@ -10,6 +10,8 @@ export PYTHON
 BIN := .venv/bin
 # More for pytest: make test PYTEST_ARGS="tests/unit -k stamp"; with "-n 0" one test after another
 PYTEST_ARGS ?=
+# Tests wait much, for servers and clocks: half as many processes again as processors, and 6 at most
+TEST_PROCESSES ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n > 6 ? 6 : n)))
 
 help: ## Show this help
 	@echo "OmniNode Bridge: make TARGET [PYTHON=/path/to/python3.12]"
@@ -23,7 +25,7 @@ test: set-up ## Check, then run all tests (installs what scripts/system-needs.sh
 	@scripts/kafka.sh jars
 	@$(MAKE) --no-print-directory check
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 check: set-up ## Lint, formatting, types and import rules
 	@echo "==> ruff check"

@@ -26,8 +26,10 @@ from omninode_bridge.ports.transport import Arrived, Subscription
 
 LATE_S = 2.0
 """How long a shard may be behind the log's head without a move, before what is missing is read from the log."""
-WAITING_RECORDS_MAX = 20_000
-WAITING_BYTES_MAX = 32 * 1024**2
+BUSY_LATE_S = 3 * LATE_S
+"""The same while there is always more that has arrived: it may be among that."""
+WAITING_RECORDS_MAX = 50_000
+WAITING_BYTES_MAX = 64 * 1024**2
 """Records that wait here, behind a gap or for their turn; more stay with the transport."""
 WARN_S = 60.0
 """How often to tell of records that are not this log's."""
@@ -46,6 +48,8 @@ class Feed:
         self._ends: dict[tuple[str, int], int] = {}
         self._seen: dict[ShardKey, Head] = {}
         self._came: set[ShardKey] = set()
+        self._catching_up: set[ShardKey] = set()
+        self._emptied = False
         self._look_at_s = self._warn_at_s = 0.0
         self.filled = 0
         """Records that were read from the log, because the transport did not bring them in order."""
@@ -69,10 +73,12 @@ class Feed:
 
     async def read(self, after: Mapping[ShardKey, Head], limit: int) -> list[Record]:
         """Return direct successors of `after`, of any shard that arrived and of those of ours that are late."""
+        self._emptied = False
         if self._count < WAITING_RECORDS_MAX and self._bytes < WAITING_BYTES_MAX:
             self._receive(after, limit)
         gaps = {key for key in list(self._waiting) if self._misfits(key, after.get(key, START))}
         gaps |= await self._late(after)
+        gaps |= {key for key in self._catching_up if self._arrivals.owns(key)}
         chains = self._chains(after, gaps, limit // 2 if gaps else limit)
         self._tell()
         gaps |= await self._unknown(chains)
@@ -82,7 +88,9 @@ class Feed:
         return found
 
     def _receive(self, after: Mapping[ShardKey, Head], limit: int) -> None:
-        for (topic, shard, partition), group in groupby(self._arrivals.take(max(limit, 1)), _place):
+        taken = self._arrivals.take(max(limit, 1))
+        self._emptied = len(taken) < limit
+        for (topic, shard, partition), group in groupby(taken, _place):
             row = list(group)
             if row[-1].record.position > after.get((topic, shard), START).position:
                 self._came.add((topic, shard))
@@ -131,7 +139,7 @@ class Feed:
     async def _late(self, after: Mapping[ShardKey, Head]) -> set[ShardKey]:
         """Return the shards of ours that are behind the log and did not move since the last look."""
         now_s = asyncio.get_running_loop().time()
-        if now_s < self._look_at_s:
+        if now_s < self._look_at_s + (0.0 if self._emptied else BUSY_LATE_S - LATE_S):
             return set()
         heads = await self._log.heads()
         behind = {
@@ -152,11 +160,15 @@ class Feed:
                 self._drop(key)  # it goes on where the log does not
         starts = {key: after.get(key, START) if key in gaps else head for key, head in heads.items()}
         records = [record for record in await self._log.read(starts, limit) if (record.topic, record.shard) in gaps]
-        for key, head in {(record.topic, record.shard): record.head for record in records}.items():
+        ends = {(record.topic, record.shard): record.head for record in records}
+        for key in ends:
             self._seen.pop(key, None)
-            if head.position < heads.get(key, START).position and key not in self._waiting:
-                # Far behind: it goes on at once from here, until it has caught up.
-                self._seen[key], self._look_at_s = head, 0.0
+        # Far behind: it goes on at once from here, until it has caught up, or something arrives.
+        self._catching_up = {
+            key
+            for key, head in ends.items()
+            if head.position < heads.get(key, START).position and key not in self._waiting
+        }
         self.filled += len(records)
         return records
 

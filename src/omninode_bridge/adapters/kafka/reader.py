@@ -32,8 +32,8 @@ from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
 
-QUEUE_RECORDS_MAX = 20_000
-QUEUE_BYTES_MAX = 32 * 1024**2
+QUEUE_RECORDS_MAX = 50_000
+QUEUE_BYTES_MAX = 64 * 1024**2
 """What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it."""
 BURST_MAX = 2000
 COMMIT_S = 5.0
@@ -48,7 +48,10 @@ CLOSE_S_MAX = 5.0
 """How long to take leave of the group; a broker that hangs is left without a word, and notices by itself."""
 ANEW_S = 2.0
 """How long to wait before a consumer that failed is replaced."""
+ROOM_S = 0.5
+"""How long to wait for half of a full queue to be taken, before the partitions are paused."""
 _WAIT_S = 0.2
+_PAUSED_S = 0.02
 _DEFAULTS = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": SESSION_MS // 5}
 
 _log = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ class TopicReader:
         self._partitions = 0  # until they are known
         self._offsets: dict[int, int] = {}
         self._ended = threading.Event()
+        self._room = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hinted = False
@@ -101,6 +105,8 @@ class TopicReader:
         with self._lock:
             taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
             self._waiting_bytes -= sum(len(arrived.record.body) for arrived in taken)
+        if not self._is_full(0.5):
+            self._room.set()
         return taken
 
     def owns(self, shard: int) -> bool:
@@ -165,15 +171,21 @@ class TopicReader:
         consumer.subscribe([self.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         while not self._ended.is_set():
             self._keep(consumer)
+            if not self._paused and self._is_full():
+                # Mostly it is being emptied. A pause costs more: what the client has fetched is fetched again.
+                self._room.clear()
+                self._room.wait(ROOM_S)
             self._pause(consumer)
-            first = consumer.poll(_WAIT_S)
+            first = consumer.poll(_PAUSED_S if self._paused else _WAIT_S)
             if first is not None:
                 self._arrive([first, *consumer.consume(BURST_MAX, 0)])
 
+    def _is_full(self, share: float = 1.0) -> bool:
+        return len(self._waiting) >= share * self._queue_records_max or self._waiting_bytes >= share * QUEUE_BYTES_MAX
+
     def _pause(self, consumer: Consumer) -> None:
         """Pause all partitions when the queue is full, and let them go on when half of it is gone."""
-        share = 0.5 if self._paused else 1.0
-        full = len(self._waiting) >= share * self._queue_records_max or self._waiting_bytes >= share * QUEUE_BYTES_MAX
+        full = self._is_full(0.5 if self._paused else 1.0)
         if full is not self._paused:
             (consumer.pause if full else consumer.resume)(consumer.assignment())
             self._paused = full
