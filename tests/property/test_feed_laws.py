@@ -209,6 +209,27 @@ def test_repeats_of_the_past_do_not_keep_what_is_missing_from_being_read(limit: 
     assert feed.filled >= 1
 
 
+@given(st.integers(3, 12))
+def test_a_reader_that_was_held_up_itself_takes_no_shard_for_late_whose_records_have_arrived(limit: int) -> None:
+    arriving = Scripted.of(ALL)
+    feed = Feed(log_of(OURS), arriving)
+    reader = Reader(feed, limit)
+
+    async def read() -> None:
+        await reader.step()
+        loop.now_s += 2 * LATE_S  # it waits for a lock, say
+        while reader.folded != OURS:
+            assert await reader.step()
+            loop.now_s += LATE_S / 40
+
+    loop = Clock()
+    try:
+        loop.run_until_complete(read())
+    finally:
+        loop.close()
+    assert feed.filled == 0
+
+
 def test_a_batch_is_bounded_in_bytes_too_and_has_one_record_at_least() -> None:
     large = [msgspec.structs.replace(record, body=b" " * (READ_BYTES_MAX // 3 + 1)) for record in chain(8, shard=0)]
     feed = Feed(log_of({(COMPLETED, 0): large}), Scripted.of(large))
