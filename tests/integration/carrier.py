@@ -41,6 +41,9 @@ type Totals = dict[str, tuple[int, int]]
 KEY = bytes(range(32))
 """What the records are sealed with."""
 
+LEADERLESS = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""What is said of a partition while its broker comes back, or after it hung so long that it was taken for dead."""
+
 
 class Seen(NamedTuple):
     """A message on a topic."""
@@ -233,13 +236,13 @@ def read(servers: str, topics: Sequence[str]) -> list[Seen]:
 
 
 def _bounds(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
-    """Return from where to where a partition goes; a broker that just came back may not lead it yet."""
+    """Return from where to where a partition goes, as soon as somebody leads it."""
     until_s = time.monotonic() + WAIT_S
     while True:
         try:
             return consumer.get_watermark_offsets(place, timeout=WAIT_S)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION or time.monotonic() > until_s:
+            if error.args[0].code() not in LEADERLESS or time.monotonic() > until_s:
                 raise
             consumer.list_topics(timeout=WAIT_S)
             time.sleep(0.05)
