@@ -34,6 +34,7 @@ class Crowd:
         self._ports = ports
         self._rng = random.Random(seed)
         self._over = asyncio.Event()
+        self._lines: list[_Line] = []
         names = [[f"tenant-{number}.docs", f"tenant-{number}.media"] for number in range(len(tokens))]
         callers = [
             Caller(
@@ -58,6 +59,13 @@ class Crowd:
             while len(self.told.stamped) < before + len(self._tasks):  # noqa: ASYNC110 - the books tell nobody
                 await asyncio.sleep(0.01)
 
+    async def relief(self) -> None:
+        """Wait until whoever waits now has an answer."""
+        waiting = {line: line.asked for line in self._lines if line.waits}
+        async with asyncio.timeout(PROGRESS_S_MAX):
+            while any(line.waits and line.asked == asked for line, asked in waiting.items()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     async def end(self) -> None:
         """Let everybody end what he is at: every request gets its answer."""
         self._over.set()
@@ -72,6 +80,7 @@ class Crowd:
 
     async def _live(self, caller: Caller, number: int) -> None:
         line = _Line(self._ports, number)
+        self._lines.append(line)
         try:
             while not self._over.is_set():
                 await _perform(caller.act(), line)
@@ -103,6 +112,9 @@ class _Line:
         self._at = number
         self._connection: Connection | None = None
         self.answer_s_max = 0.0
+        self.asked = 0
+        self.waits = False
+        """Whether the last that it asked has no answer yet."""
 
     async def ask(self, ask: Ask) -> Answer | None:
         """Send a request; None when there was no answer."""
@@ -110,12 +122,15 @@ class _Line:
             if self._connection is None:
                 self._connection = await Connection.open(self._ports[self._at % len(self._ports)])
             begin_s = time.monotonic()
+            self.asked, self.waits = self.asked + 1, True
             answer = await self._connection.ask(ask)
             self.answer_s_max = max(self.answer_s_max, time.monotonic() - begin_s)
         except Lost:
             self._at += 1
             self.close()
             return None
+        finally:
+            self.waits = False
         if self._connection.closing:
             self.close()
         return answer

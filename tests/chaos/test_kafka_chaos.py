@@ -29,6 +29,7 @@ from omninode_bridge.adapters.postgres.evidence import evidence
 from omninode_bridge.app.audit import audit
 from omninode_bridge.nodes.contracts import shipped_text
 from tests.broker import Broker, free_ports
+from tests.chaos import impatient
 from tests.chaos.cable import Cable, DatabaseCable
 from tests.chaos.crowd import Crowd
 from tests.integration.carrier import Totals, read
@@ -41,6 +42,8 @@ SEED = os.environ.get("CHAOS_SEED", "20260307")
 PATIENCE_S = 60.0
 PARTITIONS = 3
 DELIVERY_MS = 3000
+KEEPALIVE_S = 3.0
+"""When PostgreSQL notices that a session's client is gone."""
 CALLERS = 6
 """Fewer than elsewhere: the processes shall be busy with being ended and started."""
 CLIENT = {"delivery.timeout.ms": DELIVERY_MS, "heartbeat.interval.ms": 300, "session.timeout.ms": 6000}
@@ -292,7 +295,9 @@ async def test_relay_and_reducer_killed_at_each_row_of_the_crash_table_or_cut_of
         for role in ("relay", "reducer"):
             proxies[role] = await stack.enter_async_context(Proxy(postgres.url))
         for role, proxy in proxies.items():
-            victims[role] = await scene.fleet.join(role, kafka_bootstrap_servers=front, database_url=proxy.url)
+            victims[role] = await scene.fleet.join(
+                role, program=impatient.PROGRAM, kafka_bootstrap_servers=front, database_url=proxy.url
+            )
         await scene.recovers()
         for role, fault, match in ROWS:
             proxies[role].arm(fault, match)
@@ -305,12 +310,13 @@ async def test_relay_and_reducer_killed_at_each_row_of_the_crash_table_or_cut_of
 
         await asyncio.gather(*(scene.fleet.join(role) for role in victims))
         relay = victims["relay"]
-        for cable, pull in ((kafka, kafka.stall), (postgres, postgres.cut)):
+        for fault in (kafka.stall, kafka.cut, postgres.cut, partial(postgres.forget, KEEPALIVE_S)):
             begin = relay.log_bytes()
-            pull()
+            fault()
             await scene.says(relay, "the relay can't forward", begin)
             await scene.laws_hold()  # by those that are not cut off
-            cable.mend()
+            kafka.mend()
+            postgres.mend()
             await scene.says(relay, "the relay forwards again", begin)
         await scene.laws_hold()
         await scene.end()

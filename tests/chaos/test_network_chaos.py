@@ -1,4 +1,4 @@
-"""An API under load whose network to PostgreSQL is cut, falls silent, or forgets its connections, again and again.
+"""A service under load whose network to PostgreSQL is cut, falls silent, or forgets its connections, again and again.
 
 The laws: every request is answered, in bounded time, with what is right or with a counted 503 that says when to come
 back; the same process serves again soon after, by itself; nothing acknowledged is lost, and no op id has two stamps.
@@ -21,11 +21,12 @@ from tests.broker import free_ports
 from tests.chaos import impatient
 from tests.chaos.cable import DatabaseCable
 from tests.chaos.crowd import Crowd
-from tests.load.fleet import Fleet, Process
+from tests.load.fleet import Fleet, Process, hasty_contract
 from tests.load.reckoning import reckon
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "5"))
 SEED = os.environ.get("CHAOS_SEED", "20260307")
+LEASE_MS = 5000
 KEEPALIVE_S = 3.0
 """When PostgreSQL notices that a session's client is gone: half of what a statement may take, as by our settings."""
 ANSWER_S_MAX = impatient.STATEMENT_S + impatient.CANCEL_S + 4.0
@@ -84,13 +85,15 @@ def refusals(crowd: Crowd) -> int:
         pytest.param(Outage.amnesia, id="forgotten"),
     ],
 )
-async def test_an_api_that_loses_postgresql_answers_everybody_and_comes_back_by_itself(
+async def test_who_loses_postgresql_answers_everybody_and_comes_back_by_itself(
     tmp_path: Path, strike: Callable[[Outage], Awaitable[None]]
 ) -> None:
     print(f"CHAOS_SEED={SEED}")
     rng = random.Random(f"{SEED} {strike.__name__}")
-    async with Fleet.sailing(tmp_path, ("orchestrator",)) as fleet:
+    contract = hasty_contract(tmp_path, LEASE_MS)
+    async with Fleet.sailing(tmp_path, (), orchestrator_contract=str(contract)) as fleet:
         async with DatabaseCable(fleet.postgres.url, next(free_ports())) as cable:
+            orchestrator = await fleet.join("orchestrator", program=impatient.PROGRAM, database_url=cable.url)
             api = await fleet.join("api", program=impatient.PROGRAM, database_url=cable.url)
             crowd = await Crowd.gather(fleet, SEED)
             outage = Outage(cable, crowd, rng)
@@ -103,12 +106,14 @@ async def test_an_api_that_loses_postgresql_answers_everybody_and_comes_back_by_
                     outage.count += 1
                     async with asyncio.timeout(RECOVERY_S_MAX):
                         await crowd.progress()
+                        await crowd.relief()  # else one request could wait through two outages
                 await crowd.end()
             finally:
                 await crowd.give_up()
             told = await counted_by(api)
             assert await api.stop() == 0  # it is still the one that was started
-        counted = await reckon(fleet, crowd.told)
+            counted = await reckon(fleet, crowd.told)
+            assert await orchestrator.stop() == 0
         counts = crowd.circle.counts
         print(outage.count, counted, dict(counts), f"{crowd.answer_s_max:.1f} s")
         assert told == refusals(crowd) > 0

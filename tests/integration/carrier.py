@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -32,6 +31,7 @@ from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Plan, Topics
 from tests.integration.books import PATIENCE_S, Books, eventually
+from tests.integration.topics import read_topics
 from tests.making import GROUPINGS, PLAN, draft
 
 WAIT_S = 30.0
@@ -40,9 +40,6 @@ type Totals = dict[str, tuple[int, int]]
 
 KEY = bytes(range(32))
 """What the records are sealed with."""
-
-LEADERLESS = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""What is said of a partition while its broker comes back, or after it hung so long that it was taken for dead."""
 
 
 class Seen(NamedTuple):
@@ -214,38 +211,8 @@ class Carrier:
 
 
 def read(servers: str, topics: Sequence[str]) -> list[Seen]:
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": uuid4().hex, "enable.auto.commit": False})
-    try:
-        known = consumer.list_topics(timeout=WAIT_S).topics
-        places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
-        bounds = {(place.topic, place.partition): _bounds(consumer, place) for place in places}
-        left = {place: end for place, (begin, end) in bounds.items() if end > begin}
-        consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
-        found: list[Seen] = []
-        while left:
-            # One is waited for, and what has come with it is taken: a call for many waits for as many.
-            messages = consumer.consume(1, WAIT_S) + consumer.consume(10_000, 0)
-            assert messages, f"nothing came of {left} in {WAIT_S} s"
-            for message in map(_seen, messages):
-                found.append(message)
-                if message.offset >= left.get((message.topic, message.partition), 0) - 1:
-                    left.pop((message.topic, message.partition), None)
-        return found
-    finally:
-        consumer.close()
-
-
-def _bounds(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
-    """Return from where to where a partition goes, as soon as somebody leads it."""
-    until_s = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return consumer.get_watermark_offsets(place, timeout=WAIT_S)
-        except KafkaException as error:
-            if error.args[0].code() not in LEADERLESS or time.monotonic() > until_s:
-                raise
-            consumer.list_topics(timeout=WAIT_S)
-            time.sleep(0.05)
+    """Return what is on the topics, in the order of each partition."""
+    return list(map(_seen, read_topics(servers, topics)))
 
 
 def counted(messages: Iterable[Seen]) -> Totals:
@@ -280,8 +247,6 @@ async def at_work(*loops: Awaitable[None]) -> AsyncIterator[list[asyncio.Future[
 
 
 def _seen(message: Message) -> Seen:
-    if error := message.error():
-        raise KafkaException(error)
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     key, body = message.key(), message.value()
     assert topic is not None and partition is not None and offset is not None and body is not None

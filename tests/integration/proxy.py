@@ -122,6 +122,12 @@ class Proxy:
     def disarm(self) -> None:
         self._armed = None
 
+    def leave(self) -> None:
+        """Cut every connection, and take no new one until `admit`."""
+        self._admitting.clear()
+        for link in self._links:
+            link.to_client.transport.abort()
+
     def admit(self) -> None:
         """Take connections again."""
         self._admitting.set()

@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 from uuid import uuid4
 
-from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -26,6 +25,7 @@ from omninode_bridge.ports import Letter
 from tests.integration.books import Books, eventually
 from tests.integration.keeping import acts
 from tests.integration.test_cli import Desk
+from tests.integration.topics import read_topics
 
 WAIT_S = 60
 SMALL, LARGE = "4000", "1000000"
@@ -103,15 +103,7 @@ class Topic:
 
     def read(self) -> list[str]:
         """Return the ids of the events in the topic."""
-        consumer = Consumer({"bootstrap.servers": self._servers, "group.id": uuid4().hex})
-        try:
-            _, end = consumer.get_watermark_offsets(TopicPartition(self._name, 0), WAIT_S)
-            consumer.assign([TopicPartition(self._name, 0, 0)])
-            found = consumer.consume(end, WAIT_S)
-            assert len(found) == end
-            return [_id_of(message.value()) for message in found]
-        finally:
-            consumer.close()
+        return [_id_of(message.value()) for message in read_topics(self._servers, [self._name])]
 
 
 def _id_of(body: bytes | None) -> str:

@@ -408,11 +408,10 @@ async def test_a_stream_outlives_the_absence_of_the_database(database_url: str, 
 
 async def refused_while_away(client: httpx.AsyncClient, proxy: Proxy) -> None:
     """A stream that can't begin is refused, and is no stream."""
-    proxy.arm(Fault.BEFORE, ends_request, then_refuse=True)
+    proxy.leave()
     answer = await client.get("/events", params={"limit": 1})
     assert answer.status_code == 503
     proxy.admit()
-    proxy.disarm()
     await until_gauge(client, "event_streams", 0)
 
 

@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from uuid import uuid4
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from omninode_bridge.domain.log import NIL_ID, Record
 
 PARTITIONS = 12
 """Of a topic: the shipped contract's."""
 READ_S_MAX = 30.0
+_LEADERLESS = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""What is said of a partition while its broker comes back, or after it hung so long that it was taken for dead."""
 
 
 def read_topics(servers: str, topics: Sequence[str]) -> list[Message]:
-    """Return what is in the topics now, from the beginning, by a consumer in a group of its own."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": f"flow-{uuid4().hex}", "enable.auto.commit": False})
+    """Return what is on the topics now, in the order of each partition, by a consumer in a group of its own."""
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": uuid4().hex, "enable.auto.commit": False})
     try:
-        left: dict[tuple[str, int], int] = {}
-        for topic in topics:
-            for partition in consumer.list_topics(topic, READ_S_MAX).topics[topic].partitions:
-                _, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), READ_S_MAX)
-                left |= {(topic, partition): end} if end else {}
-        consumer.assign([TopicPartition(*place, OFFSET_BEGINNING) for place in left])
+        known = consumer.list_topics(timeout=READ_S_MAX).topics
+        places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
+        bounds = {(place.topic, place.partition): _bounds(consumer, place) for place in places}
+        left = {place: end for place, (begin, end) in bounds.items() if end > begin}
+        consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
         found: list[Message] = []
         while left:
-            message = consumer.poll(READ_S_MAX)
-            assert message is not None, f"nothing comes any more of {left}"
-            if error := message.error():
-                raise KafkaException(error)
-            found.append(message)
-            name, number, offset = message.topic(), message.partition(), message.offset()
-            assert name is not None
-            assert number is not None
-            assert offset is not None
-            if offset + 1 >= left.get((name, number), 0):
-                left.pop((name, number), None)
+            # One is waited for, and what has come with it is taken: a call for many waits for as many.
+            messages = consumer.consume(1, READ_S_MAX) + consumer.consume(10_000, 0)
+            assert messages, f"nothing came of {left} in {READ_S_MAX} s"
+            for message in messages:
+                if error := message.error():
+                    raise KafkaException(error)
+                topic, partition, offset = message.topic(), message.partition(), message.offset()
+                assert topic is not None and partition is not None and offset is not None
+                if offset >= left.get((topic, partition), 0) - 1:
+                    left.pop((topic, partition), None)
+            found += messages
         return found
     finally:
         consumer.close()
+
+
+def _bounds(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """Return from where to where a partition goes, as soon as somebody leads it."""
+    until_s = time.monotonic() + READ_S_MAX
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, timeout=READ_S_MAX)
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > until_s:
+                raise
+            consumer.list_topics(timeout=READ_S_MAX)
+            time.sleep(0.05)
 
 
 def records_in(messages: Sequence[Message]) -> list[Record]:

@@ -149,7 +149,9 @@ class Relay:
         if found:
             self._look_at_s = _now_s() + max(LOOK_S, PAUSES * (_now_s() - began_s))
         for key in self._left_out.keys() - before.keys():
-            _log.error("the relay leaves %s shard %d out: %s", *key, self._left_out[key].message)
+            error = self._left_out[key]
+            level = logging.ERROR if isinstance(error, LawBroken) else logging.WARNING
+            _log.log(level, "the relay leaves %s shard %d out: %s", *key, error.message)
         for topic, shard in before.keys() - self._left_out.keys():
             _log.info("the relay does not leave %s shard %d out any more", topic, shard)
 

@@ -222,8 +222,11 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     """A session that is not waited for once more, where it was silent.
 
     What comes after a statement that was given up, a ROLLBACK or the way back to the pool, waits until the server has
-    ended that statement; asyncpg would wait as long as for the statement itself.
+    ended that statement; asyncpg would wait as long as for the statement itself. Those that lie idle beside it in its
+    pool are suspected of the same: their users shall not find out one after the other.
     """
+
+    pool: _Pool | None = None
 
     def _cancel_current_command(self, *waiters: asyncio.Future[None]) -> None:
         super()._cancel_current_command(*waiters)
@@ -232,10 +235,24 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     def _give_up(self) -> None:
         if not self.is_closed() and self._protocol._is_cancelling():
             self.terminate()
+            if self.pool is not None:
+                self.pool.drop_idle()
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
     """A pool whose connections are waited for in bounded time, by whichever of its methods."""
+
+    def __init__(self, *connect_args: object, **options: object) -> None:
+        super().__init__(*connect_args, init=self._adopt, **options)
+
+    def drop_idle(self) -> None:
+        """End the sessions that nobody uses; new ones are opened as needed."""
+        for holder in self._holders:
+            if holder.is_idle() and holder.is_connected():
+                holder._con.terminate()
+
+    async def _adopt(self, session: _Session) -> None:
+        session.pool = self
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:  # noqa: ASYNC109 - asyncpg's signature
         try:
