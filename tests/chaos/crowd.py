@@ -19,6 +19,7 @@ WORKFLOW_SHARE = 40
 RETRY_AFTER_S_MAX = 0.5
 """They come back sooner than they are asked to: the service has to bear that as well."""
 PROGRESS_S_MAX = 60.0
+CALM_S = 1.0
 END_S_MAX = 130.0
 """Longer than a caller's own patience: its complaint tells more."""
 
@@ -59,11 +60,10 @@ class Crowd:
             while len(self.told.stamped) < before + len(self._tasks):  # noqa: ASYNC110 - the books tell nobody
                 await asyncio.sleep(0.01)
 
-    async def relief(self) -> None:
-        """Wait until whoever waits now has an answer."""
-        waiting = {line: line.asked for line in self._lines if line.waits}
+    async def calm(self) -> None:
+        """Wait until nobody has waited long for an answer."""
         async with asyncio.timeout(PROGRESS_S_MAX):
-            while any(line.waits and line.asked == asked for line, asked in waiting.items()):  # noqa: ASYNC110
+            while any(line.waited_s > CALM_S for line in self._lines):  # noqa: ASYNC110 - the lines tell nobody
                 await asyncio.sleep(0.01)
 
     async def end(self) -> None:
@@ -112,25 +112,27 @@ class _Line:
         self._at = number
         self._connection: Connection | None = None
         self.answer_s_max = 0.0
-        self.asked = 0
-        self.waits = False
-        """Whether the last that it asked has no answer yet."""
+        self._asked_at_s: float | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """How long there is no answer to what it asked last; 0 when there is one."""
+        return 0.0 if self._asked_at_s is None else time.monotonic() - self._asked_at_s
 
     async def ask(self, ask: Ask) -> Answer | None:
         """Send a request; None when there was no answer."""
         try:
             if self._connection is None:
                 self._connection = await Connection.open(self._ports[self._at % len(self._ports)])
-            begin_s = time.monotonic()
-            self.asked, self.waits = self.asked + 1, True
+            self._asked_at_s = time.monotonic()
             answer = await self._connection.ask(ask)
-            self.answer_s_max = max(self.answer_s_max, time.monotonic() - begin_s)
+            self.answer_s_max = max(self.answer_s_max, self.waited_s)
         except Lost:
             self._at += 1
             self.close()
             return None
         finally:
-            self.waits = False
+            self._asked_at_s = None
         if self._connection.closing:
             self.close()
         return answer

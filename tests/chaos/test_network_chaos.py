@@ -106,7 +106,7 @@ async def test_who_loses_postgresql_answers_everybody_and_comes_back_by_itself(
                     outage.count += 1
                     async with asyncio.timeout(RECOVERY_S_MAX):
                         await crowd.progress()
-                        await crowd.relief()  # else one request could wait through two outages
+                        await crowd.calm()  # else one request waits through two outages
                 await crowd.end()
             finally:
                 await crowd.give_up()

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from omninode_bridge.domain.log import NIL_ID, Record
 
 PARTITIONS = 12
 """Of a topic: the shipped contract's."""
 READ_S_MAX = 30.0
-_LEADERLESS = (KafkaError._UNKNOWN_PARTITION, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""What is said of a partition while its broker comes back, or after it hung so long that it was taken for dead."""
 
 
 def read_topics(servers: str, topics: Sequence[str]) -> list[Message]:
     """Return what is on the topics now, in the order of each partition, by a consumer in a group of its own."""
     consumer = Consumer({"bootstrap.servers": servers, "group.id": uuid4().hex, "enable.auto.commit": False})
     try:
-        known = consumer.list_topics(timeout=READ_S_MAX).topics
+        known = _patiently(lambda: consumer.list_topics(timeout=READ_S_MAX)).topics
         places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
-        bounds = {(place.topic, place.partition): _bounds(consumer, place) for place in places}
+        bounds = {
+            (place.topic, place.partition): _patiently(partial(consumer.get_watermark_offsets, place, READ_S_MAX))
+            for place in places
+        }
         left = {place: end for place, (begin, end) in bounds.items() if end > begin}
         consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
         found: list[Message] = []
@@ -45,16 +47,15 @@ def read_topics(servers: str, topics: Sequence[str]) -> list[Message]:
         consumer.close()
 
 
-def _bounds(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
-    """Return from where to where a partition goes, as soon as somebody leads it."""
+def _patiently[T](ask: Callable[[], T]) -> T:
+    """Ask until there is an answer: a broker that just came back, or that was taken for dead, has none."""
     until_s = time.monotonic() + READ_S_MAX
     while True:
         try:
-            return consumer.get_watermark_offsets(place, timeout=READ_S_MAX)
-        except KafkaException as error:
-            if error.args[0].code() not in _LEADERLESS or time.monotonic() > until_s:
+            return ask()
+        except KafkaException:
+            if time.monotonic() > until_s:
                 raise
-            consumer.list_topics(timeout=READ_S_MAX)
             time.sleep(0.05)
 
 
