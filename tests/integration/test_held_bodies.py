@@ -47,6 +47,21 @@ async def stamped(client: httpx.AsyncClient, headers: dict[str, str] | None = No
     return answer.status_code
 
 
+async def fill(client: httpx.AsyncClient, stack: AsyncExitStack, headers: dict[str, str] | None = None) -> None:
+    """Hold bodies until a request is refused for want of room.
+
+    Where such a request is before a body that was to be held, it is the body that is refused: then one more.
+    """
+
+    async def is_full() -> bool:
+        if await stamped(client, headers) == 503:
+            return True
+        await stack.enter_async_context(await begun(client, "/validate", (headers or {}).get("authorization", "")))
+        return False
+
+    await eventually(is_full, "the room is taken")
+
+
 @pytest.mark.parametrize("call", ["/stamp", "/stamp/batch", "/validate", "/workflows", "/workflows?file_path=a"])
 async def test_a_body_that_is_held_has_to_come_in_time_and_one_that_is_not_has_not(
     database_url: str, monkeypatch: pytest.MonkeyPatch, call: str
@@ -73,14 +88,10 @@ async def test_a_token_has_a_part_of_the_room_and_leaves_others_theirs(database_
     greedy = await token(database_url, "greedy", "*")
     other = await token(database_url, "other", "*")
     async with Bridge.connect(database_url) as bridge, served(bridge, json_bytes_max=BODY_BYTES) as client:
-        async with await begun(client, "/validate", greedy["authorization"]):
-
-            async def is_full() -> bool:
-                return await stamped(client, greedy) == 503
-
-            await eventually(is_full, "the token's part is taken")
+        async with AsyncExitStack() as stack:
+            await fill(client, stack, greedy)
             assert await stamped(client, other) in (200, 201)
-        # The connection is gone, and what it held is free again.
+        # The connections are gone, and what they held is free again.
 
         async def is_free() -> bool:
             return await stamped(client, greedy) != 503
@@ -104,10 +115,4 @@ async def test_without_tokens_the_room_is_for_all(database_url: str) -> None:
         served(bridge, json_bytes_max=BODY_BYTES) as client,
         AsyncExitStack() as stack,
     ):
-        for _ in range(ROOM_BYTES // HELD_BYTES):
-            await stack.enter_async_context(await begun(client, "/validate"))
-
-        async def is_full() -> bool:
-            return await stamped(client) == 503
-
-        await eventually(is_full, "the room is taken")
+        await fill(client, stack)
