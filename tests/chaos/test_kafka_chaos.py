@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -181,10 +182,10 @@ class Scene:
         return bool(behind == 0)
 
     async def says(self, process: Process, what: str, since: int) -> None:
-        """Wait until a process logs something, after so many bytes of its log."""
+        """Wait until a process logs a line with a pattern, after so many bytes of its log."""
 
         async def said() -> bool:
-            return what.encode() in process.log.read_bytes()[since:]
+            return re.search(what.encode(), process.log.read_bytes()[since:], re.MULTILINE) is not None
 
         await self._until(said, f"{process.name} says {what!r}")
 
@@ -259,7 +260,12 @@ async def expire_all_records(scene: Scene) -> None:
 
 
 async def delete_the_topics(scene: Scene) -> None:
+    (relay,) = scene.fleet.of("relay")
+    begin = relay.log_bytes()
     await scene.change(lambda admin: admin.delete_topics(scene.topics))
+    # What the broker takes until it has dropped them is gone as well.
+    for topic in scene.topics:
+        await scene.says(relay, rf"made the topics .*\b{re.escape(topic)}(?!\.)", begin)
     await scene.emptied()
 
 

@@ -16,7 +16,7 @@ from asyncpg.pool import Pool
 
 from omninode_bridge.adapters.postgres.connection import pool
 from omninode_bridge.adapters.postgres.evidence import evidence
-from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
+from omninode_bridge.adapters.postgres.ledger import SHARD_LOCK_CLASS, PostgresLedgerSession
 from omninode_bridge.adapters.postgres.reads import PostgresReads
 from omninode_bridge.adapters.postgres.state import PostgresEventSource, PostgresStateStore
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
@@ -144,6 +144,17 @@ async def waited(books: Books, work: asyncio.Future[object], interval: str = "1 
         interval,
     )
     return long or work.done()
+
+
+async def shard_is_free(books: Books, shard: int | None) -> bool:
+    """Tell whether no session owns a shard: the backend of its last owner has ended."""
+    held: bool = await books.pool.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = $2"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+        SHARD_LOCK_CLASS,
+        shard,
+    )
+    return not held
 
 
 def stamps_of(verdicts: Iterable[Verdict]) -> list[Stamp]:

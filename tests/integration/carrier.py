@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -27,6 +28,7 @@ from omninode_bridge.app.feed import Feed
 from omninode_bridge.app.project import Projector
 from omninode_bridge.app.relay import Relay
 from omninode_bridge.app.telemetry import Telemetry
+from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.events import SEAL_HEADER, seal
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Plan, Topics
@@ -121,10 +123,27 @@ class Carrier:
             yield Relay(self.books.source, forwarding, publisher, meter=meter, batch_max=batch_max), forwarding
 
     async def forward(self) -> None:
-        """Forward all there is."""
-        async with self.relay() as (relay, _), asyncio.timeout(PATIENCE_S):
-            while not await self.forwarded():
-                await relay.step()
+        """Forward all there is, with patience: a broker that was taken for dead makes no topics for a while."""
+        trouble: Exception | None = None
+        async with self.relay() as (relay, _):
+
+            async def is_done() -> bool:
+                nonlocal trouble
+                if await self.forwarded():
+                    return True
+                try:
+                    await relay.step()
+                    trouble = relay.trouble
+                except ServiceUnavailable as error:
+                    trouble = error
+                return False
+
+            try:
+                await eventually(is_done, "all is forwarded")
+            except AssertionError:
+                if trouble is not None:
+                    raise trouble from None
+                raise
 
     async def forwarded(self) -> bool:
         """Tell whether the relay's positions have reached the log's heads."""
@@ -175,10 +194,8 @@ class Carrier:
 
     def make(self, name: str, partitions: int | None = None, **config: str) -> None:
         """Make a topic as it is not made by the relay."""
-        admin = AdminClient({"bootstrap.servers": self.servers})
         named = {key.replace("_", "."): value for key, value in config.items()}
-        (made,) = admin.create_topics([NewTopic(name, partitions or self.topics.partitions, config=named)]).values()
-        made.result(WAIT_S)
+        make_topic(self.servers, NewTopic(name, partitions or self.topics.partitions, config=named))
 
     def produce(self, topic: str, bodies: Iterable[bytes], partition: int = 0, key: bytes | None = KEY) -> None:
         """Put bytes on a topic, sealed by a key as the relay does it, or not at all."""
@@ -208,6 +225,27 @@ class Carrier:
 
     def places(self) -> list[tuple[str, int]]:
         return [(name, partition) for name in self.topics.names for partition in range(self.topics.partitions)]
+
+
+def make_topic(servers: str, topic: NewTopic) -> None:
+    """Make a topic, with patience: a broker that was taken for dead makes none for a while."""
+    admin = AdminClient({"bootstrap.servers": servers})  # held: when it goes, what it was asked for fails
+    until_s = time.monotonic() + WAIT_S
+    again = False
+    while True:
+        (made,) = admin.create_topics([topic]).values()
+        try:
+            made.result(WAIT_S)
+        except KafkaException as error:
+            exists = error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+            if exists and again:
+                return  # it was made before, and nobody was told
+            if exists or time.monotonic() > until_s:
+                raise
+            again = True
+            time.sleep(0.05)
+        else:
+            return
 
 
 def read(servers: str, topics: Sequence[str]) -> list[Seen]:

@@ -95,6 +95,8 @@ class Proxy:
         self._admitting.set()
         self._released = asyncio.Event()
         self._links: set[_Link] = set()
+        self._linking: set[asyncio.StreamWriter] = set()
+        """Clients that were taken, and have no connection to the server yet."""
         self._serving: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
@@ -125,8 +127,8 @@ class Proxy:
     def leave(self) -> None:
         """Cut every connection, and take no new one until `admit`."""
         self._admitting.clear()
-        for link in self._links:
-            link.to_client.transport.abort()
+        for to_client in {*self._linking, *(link.to_client for link in self._links)}:
+            to_client.transport.abort()
 
     def admit(self) -> None:
         """Take connections again."""
@@ -146,12 +148,21 @@ class Proxy:
         if not self._admitting.is_set():
             writer.transport.abort()
             return
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._serving.discard(task)
+            self._linking.discard(writer)
+            writer.transport.abort()
+
+        self._linking.add(writer)
         task = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(reader, writer, *await asyncio.open_unix_connection(f"{self._upstream}/{SOCKET}"))
+        upstream = await asyncio.open_unix_connection(f"{self._upstream}/{SOCKET}")
+        self._linking.discard(writer)
+        link = _Link(reader, writer, *upstream)
         self._links.add(link)
         try:
             while (message := await link.message()) is not None:

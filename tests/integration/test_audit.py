@@ -166,7 +166,7 @@ async def test_no_spelling_of_a_number_is_taken_for_a_fault(books: Books) -> Non
 async def test_an_audit_may_take_longer_than_other_statements_do(books: Books, table: str) -> None:
     await books.record(books.session(), draft("a"), failure("x"))
     await books.catch_up()
-    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=0.2) as impatient:
+    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=3) as impatient:
 
         async def audited() -> list[LawFinding]:
             async with evidence(impatient) as snapshot:
@@ -177,7 +177,9 @@ async def test_an_audit_may_take_longer_than_other_statements_do(books: Books, t
             await transaction.start()
             await holder.execute(f"LOCK TABLE {table}")
             auditing = asyncio.create_task(audited())
-            await eventually(lambda: waited(books, auditing), "the audit waits longer than its pool's limit")
+            await eventually(
+                lambda: waited(books, auditing, "4 seconds"), "the audit waits longer than its pool's limit"
+            )
             await transaction.rollback()
         assert all(finding.holds for finding in await auditing)
 

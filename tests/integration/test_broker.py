@@ -14,18 +14,17 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
 from tests.broker import ROOT, Broker
+from tests.integration.carrier import make_topic
 
 WAIT_S = 60
 
 
 def create_topic(servers: str, *, partitions: int = 1) -> str:
     name = f"test.{uuid4().hex}"
-    admin = AdminClient({"bootstrap.servers": servers})  # held: when it goes, what it was asked for fails
-    (created,) = admin.create_topics([NewTopic(name, partitions, 1)]).values()
-    created.result(WAIT_S)
+    make_topic(servers, NewTopic(name, partitions, 1))
     return name
 
 

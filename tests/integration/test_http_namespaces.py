@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -374,16 +375,22 @@ async def test_a_name_that_is_no_namespace_is_refused(client: httpx.AsyncClient,
 
 
 async def test_a_state_that_is_behind_says_so_and_comes_up(database_url: str) -> None:
-    settings = Settings.read(state_timeout_s=0.5)
+    settings = Settings.read(state_timeout_s=3)
     other = await asyncpg.connect(database_url)
     async with Bridge.connect(database_url, settings=settings) as bridge, served(bridge) as client:
+        assert (await client.get("/namespaces")).status_code == 200  # the log is read in time from now on
+
+        async def is_behind(url: str) -> None:
+            answer = asyncio.create_task(client.get(url))
+            await refused(answer, 503, "state_behind")
+            assert int((await answer).headers["retry-after"]) > 0
+
         transaction = other.transaction()
         await transaction.start()
         await other.execute("LOCK TABLE bridge_state IN EXCLUSIVE MODE")  # the reducer can't write
         await stamp_some(client, {})
-        for url in ("/namespaces", f"/namespaces/{NAMESPACE}", f"/namespaces/{NAMESPACE}/state?by=content_type"):
-            await refused(client.get(url), 503, "state_behind")
-            assert int((await client.get(url)).headers["retry-after"]) > 0
+        urls = ("/namespaces", f"/namespaces/{NAMESPACE}", f"/namespaces/{NAMESPACE}/state?by=content_type")
+        await asyncio.gather(*map(is_behind, urls))
         assert len((await client.get(f"/namespaces/{NAMESPACE}/stamps")).json()["stamps"]) == 1
         await transaction.rollback()
         await other.close()

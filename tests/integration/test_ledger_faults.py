@@ -16,7 +16,7 @@ from omninode_bridge.adapters.postgres.ledger import SHARD_LOCK_CLASS
 from omninode_bridge.app.ingest import Ingest
 from omninode_bridge.domain.errors import OutcomeUnknown, ServiceUnavailable
 from omninode_bridge.domain.stamp import Stamp
-from tests.integration.books import PATIENCE_S, Books, eventually, stamps_of
+from tests.integration.books import PATIENCE_S, Books, eventually, shard_is_free, stamps_of
 from tests.integration.proxy import Fault, Proxy, is_begin, is_commit, nth_request
 from tests.making import draft, failure, new_id
 
@@ -103,7 +103,7 @@ async def test_crash_row_2_a_backend_that_lives_too_long_leaves_the_outcome_unkn
     with pytest.raises(OutcomeUnknown):
         await session.commit([draft("a", op=op)])
     proxy.release()
-    await eventually(lambda: _shard_is_free(books, session.shard), "the old backend has ended")
+    await eventually(lambda: shard_is_free(books, session.shard), "the old backend has ended")
     answer = await books.stamp(session, draft("a", op=op))
     assert await books.stamp(session, draft("a", op=op)) == answer
     await books.balance()
@@ -119,7 +119,7 @@ async def test_a_shard_that_got_another_owner_meanwhile_is_proof_that_the_old_ba
     op = new_id()
     with pytest.raises(OutcomeUnknown):
         await session.commit([draft("a", op=op)])
-    await eventually(lambda: _shard_is_free(books, shard), "the old backend has ended")
+    await eventually(lambda: shard_is_free(books, shard), "the old backend has ended")
     await books.stamp(heir, draft("heir"))
     assert heir.shard == shard
     proxy.admit()
@@ -233,7 +233,7 @@ async def test_a_backend_ended_by_its_administrator_is_an_error_and_then_over(bo
     await books.pool.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1", SHARD_LOCK_CLASS
     )
-    await eventually(lambda: _shard_is_free(books, session.shard), "the backend has ended")
+    await eventually(lambda: shard_is_free(books, session.shard), "the backend has ended")
     try:
         await books.stamp(session, draft("b"))
     except ServiceUnavailable:  # the end came while the statement was on its way
@@ -267,13 +267,3 @@ async def _waits_for_a_shard(books: Books) -> bool:
         SHARD_LOCK_CLASS,
     )
     return waiting
-
-
-async def _shard_is_free(books: Books, shard: int | None) -> bool:
-    held: bool = await books.pool.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND objid = $2"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
-        SHARD_LOCK_CLASS,
-        shard,
-    )
-    return not held

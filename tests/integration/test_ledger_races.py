@@ -15,11 +15,12 @@ import asyncpg
 import msgspec
 import pytest
 
+from omninode_bridge.adapters.postgres import connection
 from omninode_bridge.adapters.postgres.ledger import SHARD_LOCK_CLASS, PostgresLedgerSession
 from omninode_bridge.domain.errors import Conflict, InvalidInput, Overloaded, WorkflowFailed
 from omninode_bridge.domain.log import SHARDS_MAX
 from omninode_bridge.domain.stamp import Digest, Draft, Stamp
-from tests.integration.books import Books, eventually, stamps_of
+from tests.integration.books import Books, eventually, shard_is_free, stamps_of
 from tests.integration.proxy import Proxy
 from tests.making import FACTS, draft, failure, new_id
 
@@ -52,7 +53,11 @@ async def test_writers_of_the_same_paths_and_op_ids_in_mixed_order_are_all_answe
     await books.balance()
 
 
-async def test_writers_that_meet_the_same_paths_in_opposite_orders_never_deadlock(books: Books) -> None:
+async def test_writers_that_meet_the_same_paths_in_opposite_orders_never_deadlock(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who waits for large transactions on a slow machine is not to give up; PostgreSQL finds a deadlock after 1 s.
+    monkeypatch.setitem(connection._SETTINGS, "lock_timeout", "60000")
     names = [f"{number:03d}" for number in range(500)]  # enough for the transactions to overlap
 
     async def write(writer: int) -> None:
@@ -93,6 +98,7 @@ async def test_more_writers_than_shards_get_a_shard_each_and_a_free_one_is_taken
         await books.stamp(session, draft(f"{sessions.index(session)}"))
     assert [session.shard for session in sessions] == list(range(6))
     await sessions[3].close()
+    await eventually(lambda: shard_is_free(books, 3), "the backend has ended")
     heir = books.session()
     await books.stamp(heir, draft("heir"))
     assert heir.shard == 3

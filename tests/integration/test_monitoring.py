@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from omninode_bridge.adapters.postgres import connection as postgres
 from omninode_bridge.app import bootstrap, logs
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
@@ -126,7 +127,8 @@ async def test_on_a_database_that_is_read_only_it_is_not_ready(database_url: str
         assert "read-only" in problem["detail"]
 
 
-async def test_while_its_queue_is_full_it_is_not_ready(database_url: str) -> None:
+async def test_while_its_queue_is_full_it_is_not_ready(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(postgres._SETTINGS, "lock_timeout", "120000")  # what is held is held to the end
     blocker = await asyncpg.connect(database_url)
     settings = Settings.read(queue_max=2, writers=1)
     async with Bridge.connect(database_url, settings=settings) as bridge, served(bridge) as client:

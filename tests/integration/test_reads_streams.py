@@ -28,20 +28,22 @@ from tests.integration.books import PATIENCE_S, Books, eventually, opened_books
 from tests.making import GROUPINGS, NAMESPACE, draft, failure, hash_of, paths
 
 NAMES = [f"{number:05d}" for number in range(2 * CURSOR_ROWS + 500)]
+COMMAND_S = 2.0
+"""What a command may take, where one is to take longer: enough for those that do not wait."""
 
 
 # A reader that pauses
 
 
 async def test_a_listing_survives_a_reader_who_pauses_longer_than_a_transaction_may_idle(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await books.record(books.session(), *map(draft, NAMES))
     monkeypatch.setitem(connection._SETTINGS, "idle_in_transaction_session_timeout", "300")
-    async with opened_books(database_url) as books:
-        await books.record(books.session(), *map(draft, NAMES))
-        async with aclosing(books.reads.latest_under(NAMESPACE)) as listing:
+    async with opened_books(books.url) as reader:
+        async with aclosing(reader.reads.latest_under(NAMESPACE)) as listing:
             found = [await anext(listing)]
-            await _idle_transactions_have_ended(books)
+            await _idle_transactions_have_ended(reader)
             found += [stamp async for stamp in listing]
         assert paths(found) == NAMES
 
@@ -62,21 +64,21 @@ async def test_reading_workflows_holds_no_connection_while_its_reader_pauses(boo
 # A statement that takes long
 
 
-async def test_a_listing_may_take_longer_than_a_command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_S", 0.3)
-    async with opened_books(database_url) as books:
-        await books.record(books.session(), draft("a"))
+async def test_a_listing_may_take_longer_than_a_command(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    await books.record(books.session(), draft("a"))
+    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_S", COMMAND_S)
+    async with opened_books(books.url) as reader:
         async with _locked(books.url, "metadata_stamps"):
-            listing = asyncio.create_task(_listed(books))
-            await eventually(lambda: _waits_for_a_lock(books), "the listing waits")
+            listing = asyncio.create_task(_listed(reader))
+            await eventually(lambda: _waits_for_a_lock(reader), "the listing waits")
             with pytest.raises(TimeoutError):
-                await books.count("metadata_stamps")
+                await reader.count("metadata_stamps")
             assert not listing.done()
         assert await listing == ["a"]
 
 
 async def test_a_migration_may_take_longer_than_a_command(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "COMMAND_TIMEOUT_S", COMMAND_S)
     url = await server.create()
     session = await connection.connect(url)
     try:
@@ -115,12 +117,13 @@ async def test_listings_leave_connections_for_others(books: Books) -> None:
 async def test_a_reader_who_finds_all_connections_busy_is_told_so(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "ACQUIRE_TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         for _ in range(connection.POOL_CONNECTIONS_MAX):
             await stack.enter_async_context(books.service.acquire())
-        with pytest.raises(Overloaded, match="connections to PostgreSQL were busy"):
-            await books.reads.history(NAMESPACE, "a")
+        with monkeypatch.context() as lowered:
+            lowered.setattr(connection, "ACQUIRE_TIMEOUT_S", 0.1)
+            with pytest.raises(Overloaded, match="connections to PostgreSQL were busy"):
+                await books.reads.history(NAMESPACE, "a")
     assert await books.reads.history(NAMESPACE, "a") == []
 
 
@@ -135,11 +138,11 @@ async def test_one_audit_at_a_time_holds_a_connection(books: Books) -> None:
 
 
 async def test_a_state_whose_log_cannot_be_read_in_time_is_refused_in_time(books: Books) -> None:
-    query = Query(books.source, books.state, books.reads, books.projector(), GROUPINGS, timeout_s=0.2)
+    parts = books.source, books.state, books.reads, books.projector(), GROUPINGS
     async with _locked(books.url, "log_heads"), asyncio.timeout(PATIENCE_S):
         with pytest.raises(ServiceUnavailable, match=r"heads in 0\.2 s"):
-            await query.up_to_date()
-    await query.up_to_date()
+            await Query(*parts, timeout_s=0.2).up_to_date()
+    await Query(*parts, timeout_s=PATIENCE_S).up_to_date()
 
 
 # What is not asked for is not read

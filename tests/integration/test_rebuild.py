@@ -250,13 +250,15 @@ async def test_a_swap_may_take_longer_than_other_statements_do(books: Books) -> 
     building = await books.state.begin(fingerprint(GROUPINGS))
     heads = await books.source.heads()
     await Projector(books.source, books.state, GROUPINGS, building=building).catch_up(heads, exactly=True)
-    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=0.2) as impatient:
+    async with asyncpg.create_pool(books.url, min_size=1, max_size=1, command_timeout=3) as impatient:
         async with books.pool.acquire() as holder:
             transaction = holder.transaction()
             await transaction.start()
             await holder.execute("LOCK TABLE bridge_state")
             swapping = asyncio.create_task(PostgresStateStore(impatient).swap(building))
-            await eventually(lambda: waited(books, swapping), "the swap waits longer than its pool's limit")
+            await eventually(
+                lambda: waited(books, swapping, "4 seconds"), "the swap waits longer than its pool's limit"
+            )
             await transaction.rollback()
         assert await swapping
     await books.balance()

@@ -199,6 +199,7 @@ async def test_a_relay_that_dies_between_sending_and_moving_its_position_is_repe
     seen = await on_topics(carrier)
     assert (len(seen), len({message.event["id"] for message in seen})) == (40, 20)
     async with carrier.reducer() as reducer:
+        await soon(lambda: reducer.subscription.waiting >= len(seen), "all has arrived")
         await carrier.fold(reducer)
         assert reducer.feed.filled == 0
     await carrier.check()
@@ -234,6 +235,7 @@ async def test_a_record_that_the_broker_refuses_becomes_a_dead_letter_and_the_ot
         assert (told["reason"], told["position"]) == (letter["reason"], str(letter["position"]))
         assert (told["topic"], told["shard"]) == (letter["topic"], str(letter["shard"]))
     async with carrier.reducer() as reducer:
+        await soon(lambda: reducer.subscription.waiting >= 4, "all has arrived")
         await carrier.fold(reducer)
         assert 2 <= reducer.feed.filled <= 4
     assert (await carrier.state())["legal.contracts"][0] == len(sizes)

@@ -11,7 +11,7 @@ from omninode_bridge.adapters.postgres.connection import pool
 from tests.chaos.cable import DatabaseCable
 from tests.conftest import Server
 
-SILENCE_S = 2.0
+SILENCE_S = 6.0
 SESSIONS = 4
 NEVER_S = 600.0
 

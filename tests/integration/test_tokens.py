@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -215,11 +216,18 @@ async def test_two_servers_both_refuse_a_revoked_token_and_end_its_streams(datab
         ]
         assert [stream.status_code for stream in streams] == [200, 200]
         assert (await clients[0].post("/stamp", json=stamped(), headers=bearer(secret))).status_code == 201
+        readings = [stream.aiter_bytes() for stream in streams]
+        async with asyncio.timeout(30):
+            for reading in readings:
+                told = b""
+                while b"acme.docs" not in told:
+                    told += await anext(reading)
         await revoke(database_url)
         async with asyncio.timeout(30):
-            for client, stream in zip(clients, streams, strict=True):
+            for client, reading in zip(clients, readings, strict=True):
                 await until_status(client, 401, headers=bearer(secret))
-                assert b"acme.docs" in await stream.aread()
+                async for _ in reading:
+                    pass
 
 
 async def test_without_its_database_nobody_comes_in_and_health_is_told(database_url: str) -> None:
@@ -242,9 +250,11 @@ async def test_a_token_that_asks_too_often_is_told_when_to_come_back(database_ur
     slow = await made(database_url, "slow", Limits(requests_per_s=5))
     other = await made(database_url, "other")
     async with Bridge.connect(database_url) as bridge, served(bridge) as client:
+        began_s = time.monotonic()
         answers = await asyncio.gather(*(client.post("/hash", content=b"x", headers=bearer(slow)) for _ in range(40)))
+        took_s = time.monotonic() - began_s
         late = [answer for answer in answers if answer.status_code == 429]
-        assert len(late) >= 20
+        assert len(answers) - len(late) <= 5 + 5 * took_s
         assert {answer.status_code for answer in answers} == {200, 429}
         assert {(a.headers["retry-after"], a.json()["code"]) for a in late} == {("1", "rate_limited")}
         assert (await client.post("/hash", content=b"x", headers=bearer(other))).status_code == 200

@@ -289,7 +289,11 @@ async def test_what_a_writer_is_about_to_commit_is_erased_too(books: Books) -> N
     await books.balance()
 
 
-async def test_a_rebuild_that_begins_during_an_erasure_reads_the_log_after_it(books: Books) -> None:
+async def test_a_rebuild_that_begins_during_an_erasure_reads_the_log_after_it(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is not to give up and let the rebuild by.
+    monkeypatch.setattr("omninode_bridge.adapters.postgres.upkeep.LOCK_TIMEOUT_MS", 30_000)
     await write(books, GONE)
     await write(books, KEPT)
     await books.catch_up()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -59,7 +59,8 @@ class Postgres:
         if blow == "backend":
             victims = _backends(self._server.pid)
             if victims:
-                os.kill(victims[0], signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its session has ended meanwhile
+                    os.kill(victims[0], signal.SIGKILL)
             return
         os.kill(self._server.pid, signal.SIGINT if blow == "fast" else signal.SIGQUIT)
         async with asyncio.timeout(PATIENCE_S):
@@ -254,5 +255,5 @@ def _backends(postmaster: int) -> list[int]:
 def _title(pid: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
