@@ -118,7 +118,7 @@ class Relay:
             if (move := moves.get((record.topic, record.shard))) and record.position <= move[1].position
         ]  # fmt: skip
         began_s = _now_s()
-        outcomes = await self._publisher.publish(records) if records else []
+        outcomes = await self._publish(records) if records else []
         kept, refused, unsent = _parted(records, outcomes)
         moves = {key: (moves[key][0], head) for key, head in kept.items()}
         done = (moves.keys() | {key for key, head in heads.items() if head == after.get(key, START)}) - unsent.keys()
@@ -136,6 +136,15 @@ class Relay:
                 len(refused), place.topic, place.shard, place.position, refused[0].reason,
             )  # fmt: skip
         return sent
+
+    async def _publish(self, records: Sequence[Record]) -> list[Outcome]:
+        try:
+            return await self._publisher.publish(records)
+        except ServiceUnavailable as error:
+            # Of shards that are left out it is no news, and no reason to leave the others.
+            if all((record.topic, record.shard) in self._left_out for record in records):
+                return [error] * len(records)
+            raise
 
     def _wanted(self, keys: Iterable[ShardKey]) -> set[ShardKey]:
         """Return which of the shards to read: those that are held, and not left out until it is time to look again."""

@@ -174,8 +174,11 @@ def read_record(body: bytes) -> Record:
     )
 
 
+_NESTED = frozenset((list, dict))
+
+
 def _is_slight(metadata: Mapping[str, Any]) -> bool:
-    return len(metadata) <= SLIGHT_FIELDS_MAX and not any(isinstance(v, (list, dict)) for v in metadata.values())
+    return len(metadata) <= SLIGHT_FIELDS_MAX and _NESTED.isdisjoint(map(type, metadata.values()))
 
 
 def fold(items: Iterable[Item], groupings: Groupings) -> State:

@@ -49,7 +49,7 @@ CLOSE_S_MAX = 5.0
 ANEW_S = 2.0
 """How long to wait before a consumer that failed is replaced."""
 ROOM_S = 0.5
-"""How long to wait for half of a full queue to be taken, before the partitions are paused."""
+"""How long to wait for room in a full queue, before the partitions are paused."""
 _WAIT_S = 0.2
 _PAUSED_S = 0.02
 _DEFAULTS = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": SESSION_MS // 5}
@@ -105,7 +105,7 @@ class TopicReader:
         with self._lock:
             taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
             self._waiting_bytes -= sum(len(arrived.record.body) for arrived in taken)
-        if not self._is_full(0.5):
+        if not self._is_full(0.9):  # read on while what was taken is being saved
             self._room.set()
         return taken
 
