@@ -49,7 +49,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 ROWS = (
     "hash-large", "hash-small", "stamp-tree", "stamp-again", "api", "api-p99", "fold", "fold-from-bytes",
-    "kafka-reduce", "kafka-reduce-two", "fsm",
+    "kafka-reduce", "kafka-reduce-spared", "kafka-reduce-two", "fsm",
     "memory-idle", "memory-upload", "memory-file", "start-help", "start-up",
     "growth", "growth-cpu", *(f"growth-{lookup.name}" for lookup in LOOKUPS),
 )  # fmt: skip

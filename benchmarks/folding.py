@@ -157,7 +157,7 @@ def by_polars(lines: bytes, contract: ReducerContract) -> State:
     state: State = {}
     for (kind, _, _), table in zip(wanted, tables, strict=True):
         for namespace, key, *totals in table.iter_rows():
-            state[namespace, kind, _group_key(kind, key, contract)] = _totals(*totals)
+            state[namespace, kind, group_key(kind, key, contract)] = totals_of(*totals)
     return state
 
 
@@ -224,7 +224,8 @@ _SCHEMA = pl.Schema({
 })  # fmt: skip
 
 
-def _group_key(kind: str, key: str | int, contract: ReducerContract) -> str:
+def group_key(kind: str, key: str | int, contract: ReducerContract) -> str:
+    """Return the reducer's name of a group that a counterpart has by number, or by the same name."""
     if isinstance(key, str):
         return key
     if kind == "time_window":
@@ -232,7 +233,7 @@ def _group_key(kind: str, key: str | int, contract: ReducerContract) -> str:
     return bucket_key(key, contract.groupings.size_bounds)
 
 
-def _totals(
+def totals_of(
     stamps: int,
     failed: int,
     size: int,
@@ -244,6 +245,7 @@ def _totals(
     last_at: datetime,
     last_id: str,
 ) -> Totals:
+    """Return a counterpart's totals as ours."""
     first, last = (first_at.replace(tzinfo=UTC), first_id), (last_at.replace(tzinfo=UTC), last_id)
     return Totals(stamps, failed, size, took, least, most, first, last)
 

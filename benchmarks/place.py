@@ -36,8 +36,6 @@ class Size(msgspec.Struct, frozen=True):
     """Stamps of one turn of theirs."""
     growth_reads: int
     kafka_events: int
-    peer_events: int
-    """Of these, by the slower counterpart of the reducer on Kafka."""
     pairs: int
     pairs_slow: int
     """Of what takes more than about five seconds a turn."""
@@ -56,7 +54,6 @@ FULL = Size(
     growth_turn=20_000,
     growth_reads=2_500,
     kafka_events=400_000,
-    peer_events=60_000,
     pairs=9,
     pairs_slow=5,
 )
@@ -73,7 +70,6 @@ SMOKE = Size(
     growth_turn=250,
     growth_reads=10,
     kafka_events=8_000,
-    peer_events=1_000,
     pairs=1,
     pairs_slow=1,
 )
