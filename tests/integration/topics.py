@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from uuid import uuid4
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -14,49 +13,51 @@ from omninode_bridge.domain.log import NIL_ID, Record
 
 PARTITIONS = 12
 """Of a topic: the shipped contract's."""
-READ_S_MAX = 30.0
+READ_S_MAX = 60.0
+ANSWER_S_MAX = 8.0
+"""Of one try."""
 
 
 def read_topics(servers: str, topics: Sequence[str]) -> list[Message]:
-    """Return what is on the topics now, in the order of each partition, by a consumer in a group of its own."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": uuid4().hex, "enable.auto.commit": False})
-    try:
-        known = _patiently(lambda: consumer.list_topics(timeout=READ_S_MAX)).topics
-        places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
-        bounds = {
-            (place.topic, place.partition): _patiently(partial(consumer.get_watermark_offsets, place, READ_S_MAX))
-            for place in places
-        }
-        left = {place: end for place, (begin, end) in bounds.items() if end > begin}
-        consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
-        found: list[Message] = []
-        while left:
-            # One is waited for, and what has come with it is taken: a call for many waits for as many.
-            messages = consumer.consume(1, READ_S_MAX) + consumer.consume(10_000, 0)
-            assert messages, f"nothing came of {left} in {READ_S_MAX} s"
-            for message in messages:
-                if error := message.error():
-                    raise KafkaException(error)
-                topic, partition, offset = message.topic(), message.partition(), message.offset()
-                assert topic is not None and partition is not None and offset is not None
-                if offset >= left.get((topic, partition), 0) - 1:
-                    left.pop((topic, partition), None)
-            found += messages
-        return found
-    finally:
-        consumer.close()
+    """Return what is on the topics now, in the order of each partition, by a consumer in a group of its own.
 
-
-def _patiently[T](ask: Callable[[], T]) -> T:
-    """Ask until there is an answer: a broker that just came back, or that was taken for dead, has none."""
+    A broker that just came back, or that was taken for dead, has no answer for a while; and a consumer that was told
+    so may keep to it for minutes: each try has another.
+    """
     until_s = time.monotonic() + READ_S_MAX
     while True:
+        consumer = Consumer({"bootstrap.servers": servers, "group.id": uuid4().hex, "enable.auto.commit": False})
         try:
-            return ask()
-        except KafkaException:
+            return _read(consumer, topics)
+        except (KafkaException, TimeoutError):
             if time.monotonic() > until_s:
                 raise
             time.sleep(0.05)
+        finally:
+            consumer.close()
+
+
+def _read(consumer: Consumer, topics: Sequence[str]) -> list[Message]:
+    known = consumer.list_topics(timeout=ANSWER_S_MAX).topics
+    places = [TopicPartition(name, partition) for name in topics for partition in known[name].partitions]
+    bounds = {(place.topic, place.partition): consumer.get_watermark_offsets(place, ANSWER_S_MAX) for place in places}
+    left = {place: end for place, (begin, end) in bounds.items() if end > begin}
+    consumer.assign([TopicPartition(*place, bounds[place][0]) for place in left])
+    found: list[Message] = []
+    while left:
+        # One is waited for, and what has come with it is taken: a call for many waits for as many.
+        messages = consumer.consume(1, ANSWER_S_MAX) + consumer.consume(10_000, 0)
+        if not messages:
+            raise TimeoutError(f"nothing came of {left} in {ANSWER_S_MAX} s")
+        for message in messages:
+            if error := message.error():
+                raise KafkaException(error)
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and partition is not None and offset is not None
+            if offset >= left.get((topic, partition), 0) - 1:
+                left.pop((topic, partition), None)
+        found += messages
+    return found
 
 
 def records_in(messages: Sequence[Message]) -> list[Record]:
