@@ -244,6 +244,21 @@ async def test_a_long_reading_of_workflows_is_whole_whatever_their_ids(storage: 
         ]
 
 
+async def test_workflows_are_read_on_from_one_of_them(storage: Storage) -> None:
+    ids = sorted([str(UUID(int=0)), *(new_id() for _ in range(1_004))])
+    for namespace in ("a", "b"):
+        await storage.ledger.record([draft(op, op=op, namespace=namespace) for op in ids])
+    for after, following in (
+        (ids[0], ids[1:]),
+        (ids[2], ids[3:]),
+        (ids[-2], ids[-1:]),
+        (ids[-1], []),
+        (str(UUID(int=1)), ids[1:]),
+    ):
+        found = [prior.workflow async for prior in storage.reads.workflows("a", after=after)]
+        assert [(workflow.namespace, workflow.workflow_id) for workflow in found] == [("a", op) for op in following]
+
+
 # File facts
 
 

@@ -1,7 +1,8 @@
 """What every state store does: state and positions move together or not at all, and generations never mix."""
 
 import asyncio
-from collections.abc import Mapping
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from omninode_bridge.domain.errors import ForeignState
 from omninode_bridge.domain.log import START, Head, Record, ShardKey
 from omninode_bridge.domain.reduction import State, Totals, merge, merge_states
+from omninode_bridge.domain.tenancy import Visible
 from omninode_bridge.ports import DeadLetter, Generation
 from tests.conformance.storage import Storage
 from tests.making import COMPLETED, FAILED, NOW, chain, draft, failure, new_id
@@ -37,6 +39,14 @@ THIRD = head(3)
 
 async def all_rows(storage: Storage) -> State:
     return await storage.state.rows(None)
+
+
+async def paged(ask: Callable[[str | None], Awaitable[State]]) -> list[State]:
+    """Every page of a list, each asked for by the last key of the one before."""
+    pages = [await ask(None)]
+    while pages[-1]:
+        pages.append(await ask(max(group[2] for group in pages[-1])))
+    return pages[:-1]
 
 
 async def started(storage: Storage) -> tuple[Generation, Head]:
@@ -458,6 +468,46 @@ async def test_rows_are_of_one_grouping_or_all_and_of_one_namespace_or_all(stora
     assert await rows("namespace", "c") == {}
 
 
+ODD_KEYS = ["", " ", "A", "Z", "_", "a", "a\u0308", "b", "x" * 256, "%_\\'\"", "ä", "漢🙂", "\uffff", "\U0001f600"]
+"""Of which many orders of text exist; the order of code points is asked for."""
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+async def test_pages_of_a_grouping_follow_each_other_by_key(storage: Storage, limit: int) -> None:
+    generation = await storage.state.begin(PRINT)
+    groups = [("a", "metadata.project", key) for key in ODD_KEYS]
+    others = [("a", "content_type", "B"), ("b", "metadata.project", "B"), ("A", "metadata.project", "B")]
+    delta = {group: totals() for group in (*groups, *others)}
+    assert await storage.state.apply(generation, delta, {DONE: (START, head(1))})
+    pages = await paged(lambda after: storage.state.page("metadata.project", "a", after=after, limit=limit))
+    assert pages == [{group: delta[group] for group in page} for page in itertools.batched(sorted(groups), limit)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+async def test_the_overview_has_the_totals_of_namespaces_by_name(storage: Storage, limit: int) -> None:
+    generation = await storage.state.begin(PRINT)
+    names = ["a", "a-b", "a.b", "a_b", "ab", "b", "b.2", "z"]
+    delta = {(name, "namespace", name): totals() for name in names}
+    other = {(name, "content_type", "aa"): totals() for name in names}
+    assert await storage.state.apply(generation, delta | other, {DONE: (START, head(1))})
+    pages = await paged(lambda after: storage.state.overview(after=after, limit=limit))
+    assert pages == [{group: delta[group] for group in page} for page in itertools.batched(sorted(delta), limit)]
+
+
+async def test_pages_have_what_may_be_seen_of_the_live_state(storage: Storage) -> None:
+    live = await storage.state.begin(PRINT)
+    delta = {(name, "namespace", name): totals() for name in ("a", "b.1", "b.2", "c")}
+    reached = head(1)
+    assert await storage.state.apply(live, delta, {DONE: (START, reached)})
+    await build(storage, {("b.3", "namespace", "b.3"): totals()}, {DONE: reached})
+    few = Visible(("b.*", "c"))
+    for limit, names in ((2, ["b.1", "b.2"]), (9, ["b.1", "b.2", "c"])):
+        seen = await storage.state.overview(after=None, limit=limit, visible=few)
+        assert [group[0] for group in seen] == names
+    assert await storage.state.page("namespace", "a", after=None, limit=9, visible=few) == {}
+    assert len(await storage.state.page("namespace", "c", after=None, limit=9, visible=few)) == 1
+
+
 async def test_rows_are_refused_to_whoever_groups_otherwise(storage: Storage) -> None:
     assert await storage.state.rows(None, fingerprint="another contract") == {}
     live, reached = await started(storage)
@@ -465,6 +515,12 @@ async def test_rows_are_refused_to_whoever_groups_otherwise(storage: Storage) ->
     for asked in ((None,), ("content_type", "a"), ("no such grouping",), (None, "no such namespace")):
         with pytest.raises(ForeignState, match=rf"another reducer contract \(generation {live.number}\)"):
             await storage.state.rows(*asked, fingerprint="another contract")
+    for page in (
+        storage.state.overview(after=None, limit=1, fingerprint="another contract"),
+        storage.state.page("content_type", "no such namespace", after="x", limit=1, fingerprint="another contract"),
+    ):
+        with pytest.raises(ForeignState, match=rf"another reducer contract \(generation {live.number}\)"):
+            await page
     building = await build(storage, state(other=totals()), {DONE: reached}, by="another contract")
     assert await storage.state.rows(None, fingerprint=PRINT) == await all_rows(storage)
     assert await storage.state.swap(building)

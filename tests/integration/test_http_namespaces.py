@@ -216,7 +216,7 @@ async def test_the_rows_of_a_state_come_in_pages_by_key(client: httpx.AsyncClien
 
 
 async def test_keys_of_any_characters_are_paged(client: httpx.AsyncClient) -> None:
-    projects = ["ä/&?=", '"', "\\", "x" * 300, "\U0001f600", " ", "a\nb"]
+    projects = ["", "ä/&?=", '"', "\\", "x" * 300, "\U0001f600", " ", "a\nb"]
     await stamp_some(
         client, *({"file_path": f"{n}.txt", "metadata": {"project": name}} for n, name in enumerate(projects))
     )
@@ -300,14 +300,23 @@ def forged(of: Any, after: Any = "x") -> str:
         forged("state else.where namespace"),
         forged(f"stamps {NAMESPACE}", "no-uuid"),
         forged(f"stamps {NAMESPACE}", "a\0b"),
+        forged(f"state {NAMESPACE} namespace", "a\0b"),
+        forged(f"state {NAMESPACE} namespace", "\ud800"),
+        forged("namespaces", "a\0b"),
     ],
 )
 async def test_a_cursor_that_is_none_of_the_list_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
     await stamp_some(client, {})
     for url in (f"/namespaces/{NAMESPACE}/stamps", f"/namespaces/{NAMESPACE}/state"):
         await refused(client.get(url, params={"cursor": cursor}), 422, "invalid_input", "cursor")
-    if "namespaces" not in cursor:
-        await refused(client.get("/namespaces", params={"cursor": cursor}), 422, "invalid_input", "cursor")
+    await refused(client.get("/namespaces", params={"cursor": cursor}), 422, "invalid_input", "cursor")
+
+
+@pytest.mark.parametrize("after", ["x", "", "a\0b", "\U0001f600"])
+async def test_a_cursor_of_workflows_tells_an_id(client: httpx.AsyncClient, after: str) -> None:
+    await stamp_some(client, {})
+    parameters = {"by": "workflow", "cursor": forged(f"state {NAMESPACE} workflow", after)}
+    await refused(client.get(f"/namespaces/{NAMESPACE}/state", params=parameters), 422, "invalid_input", "cursor")
 
 
 async def test_a_cursor_of_another_list_is_refused(client: httpx.AsyncClient) -> None:

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from omninode_bridge.adapters.postgres import connection, migrations
+from omninode_bridge.adapters.postgres.connection import seeing
 from omninode_bridge.adapters.postgres.migrations import Migration, migrate
 from omninode_bridge.adapters.postgres.reads import CURSOR_ROWS, STREAMS_MAX
 from omninode_bridge.adapters.postgres.sql import load
@@ -22,10 +23,12 @@ from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.query import Query
 from omninode_bridge.domain.errors import Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID
-from omninode_bridge.domain.tenancy import Visible
+from omninode_bridge.domain.reduction import Totals
+from omninode_bridge.domain.tenancy import EVERYTHING, Visible
+from omninode_bridge.ports import fingerprint
 from tests.conftest import Server
 from tests.integration.books import PATIENCE_S, Books, eventually, opened_books
-from tests.making import GROUPINGS, NAMESPACE, draft, failure, hash_of, paths
+from tests.making import GROUPINGS, NAMESPACE, NOW, draft, failure, hash_of, new_id, paths
 
 NAMES = [f"{number:05d}" for number in range(2 * CURSOR_ROWS + 500)]
 COMMAND_S = 2.0
@@ -167,6 +170,23 @@ async def test_a_digest_that_all_tenants_share_costs_each_only_its_own_stamps(bo
     assert await _rows_met(books, statement, *arguments, [NAMESPACE, "small"]) <= 10 + 1 + 2
 
 
+@pytest.mark.parametrize("visible", [None, Visible(("small", "a.*"))])
+async def test_a_page_of_state_meets_no_rows_but_its_own(books: Books, visible: Visible | None) -> None:
+    generation = await books.state.begin(fingerprint(GROUPINGS))
+    moment = (NOW, new_id())
+    one = Totals(1, 0, 1, 1, 1, 1, moment, moment)
+    keys = [f"{number:04d}" for number in range(2_000)]
+    groups = [("small", "content_type", key) for key in keys] + [(f"a.{key}", "namespace", f"a.{key}") for key in keys]
+    assert await books.state.apply(generation, dict.fromkeys(groups, one), {})
+    at, few = keys[1_500], 10
+    sql = load("state")
+    for statement, after, key in (("page", at, ("small", "content_type")), ("overview", f"a.{at}", ())):
+        met = await _rows_met(books, sql[statement], generation.fingerprint, after, after, few, *key, visible=visible)
+        assert met <= few + 2  # one that is left out, and the generation
+    first = await books.state.page("content_type", "small", after=at, limit=few, visible=visible or EVERYTHING)
+    assert [group[2] for group in first] == keys[1_501:1_511]
+
+
 @asynccontextmanager
 async def _locked(url: str, table: str) -> AsyncIterator[None]:
     """Keep everybody else off a table."""
@@ -202,17 +222,33 @@ async def _idle_transactions_have_ended(books: Books) -> None:
     await eventually(ended, "an idle transaction is ended")
 
 
-async def _rows_met(books: Books, statement: str, *arguments: Any) -> float:
+async def _rows_met(books: Books, statement: str, *arguments: Any, visible: Visible | None = None) -> float:
     """Run a statement with a plan made for any arguments; return how many rows its scans found or threw away."""
-    async with books.service.acquire() as session, session.transaction():
+    async with seeing(books.service, visible) as session:
+        # Only what is prepared in SQL may have such a plan: EXPLAIN of a statement with parameters plans for these.
         await session.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        (plan,) = json.loads(await session.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments))
+        await session.execute(f"PREPARE asked AS {statement}")
+        asked = f"EXECUTE asked ({', '.join(map(_literal, arguments))})"
+        (plan,) = json.loads(await session.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked}"))
+        await session.execute("DEALLOCATE asked")
     met = 0.0
     for node in _nodes(plan["Plan"]):
         if "Relation Name" in node:
             rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             met += rows * node["Actual Loops"]
     return met
+
+
+def _literal(value: Any) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case bytes():
+            return f"'\\x{value.hex()}'"
+        case list():
+            return f"ARRAY[{', '.join(map(_literal, value))}]"
+        case _:
+            return f"'{value}'"
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

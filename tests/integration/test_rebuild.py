@@ -377,7 +377,8 @@ async def _is_told(bridge: Bridge) -> None:
         lambda: bridge.state("legal"),
         lambda: bridge.state("never.used"),
         bridge.states,
-        bridge.query.namespaces,
+        lambda: bridge.query.overview(limit=1),
+        lambda: bridge.query.page("namespace", "never.used", limit=1),
     ):
         with pytest.raises(ForeignState, match=r"another reducer contract \(generation \d+\).*rebuild"):
             await ask()

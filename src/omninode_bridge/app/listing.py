@@ -6,7 +6,6 @@ caller may not see. Both are answered alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import aclosing
 
 import msgspec
@@ -15,7 +14,7 @@ from omninode_bridge.app.query import Query, StateRow
 from omninode_bridge.domain.errors import NotFound
 from omninode_bridge.ports import Reads, StampFilter, StampPage
 
-__all__ = ["RowPage", "namespaces", "stamps", "state", "totals"]
+__all__ = ["WORKFLOW", "RowPage", "namespaces", "stamps", "state", "totals"]
 
 WORKFLOW = "workflow"
 
@@ -29,7 +28,7 @@ class RowPage(msgspec.Struct, frozen=True):
 
 async def namespaces(query: Query, *, after: str | None, limit: int) -> RowPage:
     """Return the totals of namespaces, by name."""
-    return _page(await query.namespaces(), after, limit)
+    return _page(await query.overview(after=after, limit=limit + 1), limit)
 
 
 async def totals(query: Query, namespace: str) -> StateRow:
@@ -51,19 +50,18 @@ async def stamps(reads: Reads, namespace: str, wanted: StampFilter, *, before: s
 async def state(query: Query, namespace: str, by: str, *, after: str | None, limit: int) -> RowPage:
     """Return a namespace's rows of one grouping; NotFound when there is no such grouping, or nothing in it."""
     if by != WORKFLOW:
-        rows = await query.rows(by, namespace)
+        rows = await query.page(by, namespace, after=after, limit=limit + 1)
         if not rows:
             await totals(query, namespace)
-        return _page(rows, after, limit)
+        return _page(rows, limit)
     await totals(query, namespace)
-    # Not stored: read on from the workflows, as far as the page needs.
     found: list[StateRow] = []
-    async for row in query.workflow_rows(namespace):
-        if after is None or row.group_key > after:
+    async with aclosing(query.workflow_rows(namespace, after=after)) as following:
+        async for row in following:
             found.append(row)
             if len(found) > limit:
                 break
-    return _page(found, after, limit)
+    return _page(found, limit)
 
 
 async def _exists(reads: Reads, namespace: str) -> bool:
@@ -73,9 +71,9 @@ async def _exists(reads: Reads, namespace: str) -> bool:
         return await anext(found, None) is not None
 
 
-def _page(rows: Iterable[StateRow], after: str | None, limit: int) -> RowPage:
-    page = [row for row in rows if after is None or row.group_key > after]
-    return RowPage(page[:limit], page[limit - 1].group_key if len(page) > limit else None)
+def _page(found: list[StateRow], limit: int) -> RowPage:
+    """Return the page of what was found, which is one row more than the limit where another page follows."""
+    return RowPage(found[:limit], found[limit - 1].group_key if len(found) > limit else None)
 
 
 def _nothing_in(namespace: str) -> NotFound:

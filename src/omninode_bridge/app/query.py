@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import datetime
 
@@ -77,6 +77,7 @@ class Query:
         self._reads = reads
         self._projector = projector
         self._groupings = groupings
+        self._fingerprint = fingerprint(groupings)
         self._timeout_s = timeout_s
         self._visible = visible
 
@@ -120,9 +121,22 @@ class Query:
                 lag=lag,
             ) from error
 
-    async def namespaces(self) -> list[StateRow]:
-        """Return the totals of every namespace, by name."""
-        return _rows(await self._stored("namespace"))
+    async def overview(self, *, after: str | None = None, limit: int) -> list[StateRow]:
+        """Return the totals of the namespaces that follow one, by name."""
+        await self._caught_up()
+        found = await self._state.overview(
+            after=after, limit=limit, fingerprint=self._fingerprint, visible=self._visible
+        )
+        return _rows(found)
+
+    async def page(self, grouping: str, namespace: str, *, after: str | None = None, limit: int) -> list[StateRow]:
+        """Return a namespace's rows of one stored grouping that follow a group key, by key."""
+        grouping = self._groupings.check(grouping)
+        await self._caught_up()
+        found = await self._state.page(
+            grouping, namespace, after=after, limit=limit, fingerprint=self._fingerprint, visible=self._visible
+        )
+        return _rows(found)
 
     async def rows(self, grouping: str, namespace: str | None = None) -> list[StateRow]:
         """Return the rows of one stored grouping, of one namespace or of all."""
@@ -139,18 +153,21 @@ class Query:
         row = _row((namespace, "namespace", namespace), totals)
         return NamespaceState(**msgspec.structs.asdict(row), groups=tuple(rows), groupings=names)
 
-    async def workflow_rows(self, namespace: str | None = None) -> AsyncIterator[StateRow]:
-        """Yield one row for each workflow that made a stamp or failed: not stored, read from `fsm_states`."""
-        async for prior in self._reads.workflows(namespace):
+    async def workflow_rows(
+        self, namespace: str | None = None, *, after: str | None = None
+    ) -> AsyncGenerator[StateRow]:
+        """Yield one row for each workflow that made a stamp or failed: not stored, read from `fsm_states`.
+
+        `after` is the id of one in that namespace: only those that follow it, by id.
+        """
+        async for prior in self._reads.workflows(namespace, after=after):
             totals = workflow_totals(prior)
             if totals != EMPTY:
                 yield _row((prior.workflow.namespace, "workflow", prior.workflow.workflow_id), totals)
 
     async def _stored(self, grouping: str | None, namespace: str | None = None) -> State:
         await self._caught_up()
-        return await self._state.rows(
-            grouping, namespace, fingerprint=fingerprint(self._groupings), visible=self._visible
-        )
+        return await self._state.rows(grouping, namespace, fingerprint=self._fingerprint, visible=self._visible)
 
 
 def workflow_totals(prior: Prior) -> Totals:

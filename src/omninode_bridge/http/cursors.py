@@ -45,13 +45,13 @@ def read(word: str | None, of: str) -> str | None:
         cursor = _decode(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4)))
     except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError) as error:
         raise _refused(word) from error
-    if cursor.of != of:
+    if cursor.of != of or "\0" in cursor.after:
         raise _refused(word)
     return cursor.after
 
 
 def read_id(word: str | None, of: str) -> str | None:
-    """Return the place, which is a stamp's id."""
+    """Return the place, which is the id of a stamp or of a workflow."""
     after = read(word, of)
     if after is None:
         return None

@@ -67,7 +67,8 @@ class Namespaces:
         seen, namespace = self._seen(request), _namespace(request)
         asked = page_parameters(request.scope["query_string"], StateParameters)
         of = f"state {namespace} {asked.by}"
-        after, as_of = cursors.read(asked.cursor, of), self._bridge.now()
+        read = cursors.read_id if asked.by == listing.WORKFLOW else cursors.read
+        after, as_of = read(asked.cursor, of), self._bridge.now()
         page = await listing.state(seen.query, namespace, asked.by, after=after, limit=asked.limit)
         following = None if page.after is None else cursors.written(of, page.after)
         return answer(

@@ -86,8 +86,11 @@ class Reads(Protocol):
 
     async def workflow(self, workflow_id: str, namespace: str | None = None) -> list[Prior]: ...
 
-    def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
-        """Yield each workflow that made a stamp or failed, by namespace and id."""
+    def workflows(self, namespace: str | None = None, *, after: str | None = None) -> AsyncGenerator[Prior]:
+        """Yield each workflow that made a stamp or failed, by namespace and id.
+
+        `after` is an id in that namespace: only those that follow it.
+        """
         ...
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:

@@ -97,6 +97,25 @@ class StateStore(Protocol):
         """
         ...
 
+    async def page(
+        self,
+        aggregation_type: str,
+        namespace: str,
+        *,
+        after: str | None,
+        limit: int,
+        fingerprint: str | None = None,
+        visible: Visible = EVERYTHING,
+    ) -> State:
+        """As `rows`, of one namespace: the groups with the `limit` keys that follow `after`, by code points."""
+        ...
+
+    async def overview(
+        self, *, after: str | None, limit: int, fingerprint: str | None = None, visible: Visible = EVERYTHING
+    ) -> State:
+        """As `rows`, the totals of namespaces: of the `limit` names that follow `after`, by code points."""
+        ...
+
 
 def fingerprint(groupings: Groupings) -> str:
     """Return the text that tells two foldings apart: equal groupings, and only those, give equal text."""

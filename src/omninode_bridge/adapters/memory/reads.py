@@ -73,10 +73,11 @@ class MemoryReads:
             if name == workflow_id and namespace in (None, owner) and self._visible.sees(owner)
         ]
 
-    async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
-        for (owner, _), workflow in sorted(self._store.workflows.items(), key=lambda item: item[0]):
+    async def workflows(self, namespace: str | None = None, *, after: str | None = None) -> AsyncGenerator[Prior]:
+        for (owner, name), workflow in sorted(self._store.workflows.items(), key=lambda item: item[0]):
             counts = not workflow.deduplicated and (workflow.stamp_id or workflow.error_code) is not None
-            if counts and namespace in (None, owner) and self._visible.sees(owner):
+            wanted = namespace in (None, owner) and (after is None or name > after)
+            if counts and wanted and self._visible.sees(owner):
                 yield self._store.prior(workflow)
 
     async def known_files(self, keys: Sequence[PathKey]) -> dict[PathKey, KnownFile]:

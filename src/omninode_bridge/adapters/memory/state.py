@@ -100,5 +100,29 @@ class MemoryStateStore:
             if aggregation_type in (None, group[1]) and namespace in (None, group[0]) and visible.sees(group[0])
         }
 
+    async def page(
+        self,
+        aggregation_type: str,
+        namespace: str,
+        *,
+        after: str | None,
+        limit: int,
+        fingerprint: str | None = None,
+        visible: Visible = EVERYTHING,
+    ) -> State:
+        return _next(
+            await self.rows(aggregation_type, namespace, fingerprint=fingerprint, visible=visible), after, limit
+        )
+
+    async def overview(
+        self, *, after: str | None, limit: int, fingerprint: str | None = None, visible: Visible = EVERYTHING
+    ) -> State:
+        return _next(await self.rows("namespace", fingerprint=fingerprint, visible=visible), after, limit)
+
     def _live(self) -> Folding | None:
         return None if self._store.live is None else self._store.foldings[self._store.live]
+
+
+def _next(state: State, after: str | None, limit: int) -> State:
+    following = sorted(group for group in state if after is None or group[2] > after)
+    return {group: state[group] for group in following[:limit]}

@@ -125,15 +125,16 @@ class PostgresReads:
             for workflow, waiting in workflows
         ]
 
-    async def workflows(self, namespace: str | None = None) -> AsyncGenerator[Prior]:
-        first, last = (namespace or "", NIL_ID), namespace or _NAMESPACE_LAST
+    async def workflows(self, namespace: str | None = None, *, after: str | None = None) -> AsyncGenerator[Prior]:
+        first, last = (namespace or "", after or NIL_ID), namespace or _NAMESPACE_LAST
         while True:
             with translated("reading workflows"):
                 async with seeing(self._pool, self._visible) as connection:
                     page = await connection.fetch(_SQL["counted_workflows"], *first, last, CURSOR_ROWS + 1)
             for row in page[:CURSOR_ROWS]:
                 stamp = row["stamp"]
-                yield Prior(rows.workflow_of(row), None if stamp is None else rows.stamp_of(stamp))
+                if str(row["workflow_id"]) != after:
+                    yield Prior(rows.workflow_of(row), None if stamp is None else rows.stamp_of(stamp))
             if len(page) <= CURSOR_ROWS:
                 return
             first = page[-1]["namespace"], page[-1]["workflow_id"]

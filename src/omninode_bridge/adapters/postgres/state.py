@@ -200,9 +200,31 @@ class PostgresStateStore:
         fingerprint: str | None = None,
         visible: Visible = EVERYTHING,
     ) -> State:
+        return await self._rows("rows", visible, fingerprint, aggregation_type, namespace)
+
+    async def page(
+        self,
+        aggregation_type: str,
+        namespace: str,
+        *,
+        after: str | None,
+        limit: int,
+        fingerprint: str | None = None,
+        visible: Visible = EVERYTHING,
+    ) -> State:
+        return await self._rows("page", visible, fingerprint, after or "", after, limit, namespace, aggregation_type)
+
+    async def overview(
+        self, *, after: str | None, limit: int, fingerprint: str | None = None, visible: Visible = EVERYTHING
+    ) -> State:
+        return await self._rows("overview", visible, fingerprint, after or "", after, limit)
+
+    async def _rows(
+        self, statement: str, visible: Visible, fingerprint: str | None, *wanted: str | int | None
+    ) -> State:
         with translated("reading the state"):
             async with seeing(self._pool, None if visible == EVERYTHING else visible) as connection:
-                found = await connection.fetch(_SQL["rows"], aggregation_type, namespace, fingerprint)
+                found = await connection.fetch(_SQL[statement], fingerprint, *wanted)
         if found and not found[0]["ours"]:
             raise foreign_state(found[0]["live"])
         return {

@@ -10,9 +10,12 @@ SELECT * FROM (
 ) AS sized WHERE bytes <= {bytes_max} OR place = 1 ORDER BY place
 
 -- name: by_hash
--- Materialised: with the limit in the same query the planner may walk all stamps backwards instead.
-WITH found AS MATERIALIZED (SELECT * FROM metadata_stamps WHERE digest = $1)
-SELECT * FROM found ORDER BY stamp_id DESC LIMIT $2
+-- The ids are in the index, so that of a digest that thousands share only the newest stamps are read. Materialised:
+-- with the limit in the same query the planner may walk all stamps backwards instead.
+WITH found AS MATERIALIZED (SELECT stamp_id FROM metadata_stamps WHERE digest = $1)
+SELECT s.*
+FROM (SELECT stamp_id FROM found ORDER BY stamp_id DESC LIMIT $2) AS newest
+JOIN metadata_stamps AS s USING (stamp_id)
 
 -- name: by_hash_in
 -- The newest of each namespace, from the end of its part of the index: other tenants' stamps are not met.

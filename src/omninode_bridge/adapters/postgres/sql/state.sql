@@ -163,10 +163,35 @@ UPDATE bridge_state SET generation = $2 WHERE generation = $1
 -- name: rows
 -- Whose rows they are is told by the statement that reads them: a swap may come between two statements. Where
 -- there are no rows there is one of NULLs, which tells it.
-SELECT g.generation AS live, ($3::text IS NULL OR g.fingerprint = $3) AS ours, b.*
+SELECT g.generation AS live, ($1::text IS NULL OR g.fingerprint = $1) AS ours, b.*
 FROM state_generations AS g
-LEFT JOIN bridge_state AS b ON b.generation = g.generation AND ($3::text IS NULL OR g.fingerprint = $3)
-    AND ($1::text IS NULL OR b.aggregation_type = $1) AND ($2::text IS NULL OR b.namespace = $2)
+LEFT JOIN bridge_state AS b ON b.generation = g.generation AND ($1::text IS NULL OR g.fingerprint = $1)
+    AND ($2::text IS NULL OR b.aggregation_type = $2) AND ($3::text IS NULL OR b.namespace = $3)
+WHERE g.status = 'live'
+
+-- name: page
+-- The same, from one key on but for that one: a range of the primary key. A key may be empty, so that no key comes
+-- before all; and $2 is no expression, because one that isn't known as leakproof is no bound under row-level security.
+SELECT g.generation AS live, ($1::text IS NULL OR g.fingerprint = $1) AS ours, b.*
+FROM state_generations AS g
+LEFT JOIN LATERAL (
+    SELECT * FROM bridge_state AS s
+    WHERE s.generation = g.generation AND s.namespace = $5 AND s.aggregation_type = $6
+        AND s.group_key >= $2 AND s.group_key IS DISTINCT FROM $3
+    ORDER BY s.group_key LIMIT $4
+) AS b ON $1::text IS NULL OR g.fingerprint = $1
+WHERE g.status = 'live'
+
+-- name: overview
+-- The same, of the namespaces that follow one: a range of the index bridge_state_overview.
+SELECT g.generation AS live, ($1::text IS NULL OR g.fingerprint = $1) AS ours, b.*
+FROM state_generations AS g
+LEFT JOIN LATERAL (
+    SELECT * FROM bridge_state AS s
+    WHERE s.generation = g.generation AND s.aggregation_type = 'namespace'
+        AND s.group_key >= $2 AND s.group_key IS DISTINCT FROM $3
+    ORDER BY s.group_key LIMIT $4
+) AS b ON $1::text IS NULL OR g.fingerprint = $1
 WHERE g.status = 'live'
 
 -- name: heads
