@@ -51,7 +51,7 @@ ROWS = (
     "hash-large", "hash-small", "stamp-tree", "stamp-again", "api", "api-p99", "fold", "fold-from-bytes",
     "kafka-reduce", "kafka-reduce-spared", "kafka-reduce-two", "fsm",
     "memory-idle", "memory-upload", "memory-file", "start-help", "start-up",
-    "growth", "growth-cpu", *(f"growth-{lookup.name}" for lookup in LOOKUPS),
+    "growth", "growth-cpu", "growth-after-checkpoint", *(f"growth-{lookup.name}" for lookup in LOOKUPS),
 )  # fmt: skip
 """The rows that they report, in the order of docs/performance.md."""
 

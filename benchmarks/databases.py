@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 import asyncpg
 
@@ -26,8 +27,8 @@ class Databases:
 
     @classmethod
     @asynccontextmanager
-    async def on(cls, place: Place) -> AsyncIterator[Databases]:
-        async with await EmbeddedPostgres.start(place.folder / "postgres") as server:
+    async def on(cls, place: Place, folder: str = "postgres") -> AsyncIterator[Self]:
+        async with await EmbeddedPostgres.start(place.folder / folder) as server:
             admin = await asyncpg.connect(server.dsn)
             try:
                 databases = cls(server, admin)

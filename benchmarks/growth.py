@@ -1,11 +1,15 @@
 """What a stamp costs, and how long reads take, on a database of millions of stamps, against one of ten thousand.
 
-Both on one embedded PostgreSQL. The large database is filled the way batches over HTTP and trees come in: by the
-orchestrator, a thousand requests at a time, four batches at once, two writers, the reducer folding along. On the way
-it is measured in pairs: the same requests are stamped into the large database, and into a fresh clone of the small
-one, within the same half minute; which comes first alternates. Each turn has a bridge of its own that is warmed up,
-then a checkpoint, so that both sides write each page that they touch in full once; the clock stops when the totals
-include all. The processor time is that of this process and of all of PostgreSQL's. Autovacuum comes when it comes.
+Each on an embedded PostgreSQL of its own. The large database is filled the way batches over HTTP and trees come in: by
+the orchestrator, a thousand requests at a time, four batches at once, two writers, the reducer folding along. It is
+measured in pairs: the same requests are stamped into the large database, and into a fresh clone of the small one,
+within the same half minute. Each turn has a bridge of its own that is warmed up; the clock stops when the totals
+include all. The processor time is that of this process and of all of that PostgreSQL's. Autovacuum comes when it comes.
+
+What a stamp costs changes from one checkpoint to the next: the first change of a page after it writes the whole page
+to the log. So `growth` is a whole cycle, turn after turn, from where the server begins a checkpoint by itself to where
+it begins the next, with the writing of what the first one left; a clone has no such pages at all, which is the
+harder comparison. `growth-after-checkpoint` is the worst moment: both sides have a checkpoint right before each turn.
 
 Before the large database is trusted, its totals are held against what was asked for, and a sample of its stamps,
 workflows and events against each other. `lookups` has the reads.
@@ -28,7 +32,7 @@ from typing import NamedTuple
 from benchmarks import corpus, lookups
 from benchmarks.databases import Databases
 from benchmarks.measure import Debt, ResultsDiffer, Row, result_hash, say, the_same
-from benchmarks.place import GIB, Place
+from benchmarks.place import GIB, Place, Size
 from omninode_bridge.app import bootstrap
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.domain.errors import BridgeError
@@ -52,6 +56,7 @@ AUDITED_WINDOWS = 20
 """Of each shard of the event log, as many records as the shard has at most."""
 WINDOW_EVENTS = 100
 FLAT = 1.2
+CYCLES = 2
 
 
 class Cost(NamedTuple):
@@ -78,6 +83,9 @@ class Level(NamedTuple):
     def ratios(self, figure: str) -> list[float]:
         return [ours / theirs for ours, theirs in zip(self.ours(figure), self.theirs(figure), strict=True)]
 
+    def mean(self, figure: str, side: int) -> float:
+        return float(statistics.mean(getattr(pair[side], figure) for pair in self.pairs))
+
     def told(self) -> str:
         wall, cpu = (statistics.median(self.ratios(figure)) for figure in ("wall_us", "cpu_us"))
         return f"at {self.stamps:,} {wall:.2f} × the time and {cpu:.2f} × the processor time"
@@ -87,17 +95,24 @@ async def growth(place: Place) -> list[Row]:
     """Fill a database, measure stamps on the way, and reads at the end."""
     size = place.size
     require_room(place.folder, size.growth_stamps)
-    async with _Growing.on(place) as databases, databases.fresh() as small_url, databases.fresh() as large_url:
-        assert isinstance(databases, _Growing)
+    async with (
+        _Server.on(place, "postgres-small") as with_small,
+        _Server.on(place) as with_large,
+        with_small.fresh() as small_url,
+        with_large.fresh() as large_url,
+    ):
         small, large = Database(small_url, size.growth_base), Database(large_url, size.growth_stamps)
+        pairs = _Pairs(size, with_small, small, with_large, large)
         await small.fill(size.growth_base)
-        levels = [await databases.level(place, small, None)]
+        levels = [await pairs.of_clones()]
         for stamps in sorted({size.growth_stamps, *(level for level in LEVELS if level < size.growth_stamps)}):
             await large.fill(stamps)
-            levels.append(await databases.level(place, small, large))
+            levels.append(await pairs.level())
         result = result_hash([*(large.result for level in levels for large, _ in level.pairs), await large.checked()])
-        reads = await databases.reads(place, small, large)
-    return [*_cost_rows(place, levels, result), *reads]
+        reads = await pairs.reads()
+        cycles = await pairs.cycles()
+        await large.checked()
+    return [*_cost_rows(place, levels, cycles, result), *reads]
 
 
 def require_room(folder: Path, stamps: int) -> None:
@@ -111,40 +126,51 @@ def require_room(folder: Path, stamps: int) -> None:
         )
 
 
-def _cost_rows(place: Place, levels: Sequence[Level], result: str) -> list[Row]:
-    base, last = place.size.growth_base, levels[-1]
-    what, against = f"stamp one more at {last.stamps:,} stamps", f"the same at {base:,}"
+def _cost_rows(place: Place, levels: Sequence[Level], cycles: Sequence[Level], result: str) -> list[Row]:
+    size, base, last = place.size, place.size.growth_base, levels[-1]
+    against = f"the same at {base:,}"
     more = "; ".join(level.told() for level in levels[1:-1])
     logged = [statistics.median(side) / 1024 for side in (last.ours("log_bytes"), last.theirs("log_bytes"))]
-    return [
+    in_cycle = statistics.mean(cycle.mean("log_bytes", 0) for cycle in cycles) / 1024
+    turns = " and ".join(str(len(cycle.pairs)) for cycle in cycles)
+    rows = [
         Row(
             name=name,
-            what=f"{what}: {of}",
+            what=f"stamp one more at {cycles[0].stamps:,} stamps, from one checkpoint to the next: {of}",
             against=against,
             unit="µs/stamp",
-            ours=last.ours(figure),
-            theirs=last.theirs(figure),
-            ratios=last.ratios(figure),
+            ours=[cycle.mean(figure, 0) for cycle in cycles],
+            theirs=[cycle.mean(figure, 1) for cycle in cycles],
+            ratios=[cycle.mean(figure, 0) / cycle.mean(figure, 1) for cycle in cycles],
             owed=[Debt("ratio", "≤", FLAT)],
             result=result,
             note=note,
         )
         for name, figure, of, note in (
-            (
-                "growth",
-                "wall_us",
-                "time",
-                f"{place.size.growth_turn:,} a turn; two clones of the small one differ by "
-                f"{statistics.median(levels[0].ratios('wall_us')):.2f} ×" + (f"; {more}" if more else ""),
-            ),
+            ("growth", "wall_us", "time", f"{turns} turns of {size.growth_turn:,}"),
             (
                 "growth-cpu",
                 "cpu_us",
                 "processor time, PostgreSQL's included",
-                f"{logged[0]:.1f} KiB of write-ahead log a stamp right after a checkpoint, {logged[1]:.1f} KiB there",
+                f"{in_cycle:.1f} KiB of write-ahead log a stamp",
             ),
         )
     ]
+    worst = Row(
+        name="growth-after-checkpoint",
+        what=f"stamp one more at {last.stamps:,} stamps, right after a checkpoint: time",
+        against=against,
+        unit="µs/stamp",
+        ours=last.ours("wall_us"),
+        theirs=last.theirs("wall_us"),
+        ratios=last.ratios("wall_us"),
+        result=result,
+        note=f"{size.growth_turn:,} a turn; {statistics.median(last.ratios('cpu_us')):.2f} × the processor time; "
+        f"{logged[0]:.1f} KiB of write-ahead log a stamp, {logged[1]:.1f} KiB there; "
+        f"two clones of the small one differ by {statistics.median(levels[0].ratios('wall_us')):.2f} ×"
+        + (f"; {more}" if more else ""),
+    )
+    return [*rows, worst]
 
 
 class Database:
@@ -193,42 +219,8 @@ class Database:
         return result_hash(f"{name} {totals}" for name, totals in found.items())
 
 
-class _Growing(Databases):
-    """The server, with clones of databases, and what it costs."""
-
-    async def level(self, place: Place, small: Database, large: Database | None) -> Level:
-        """Measure pairs from where the large database is now; without one, pairs of clones."""
-        size = place.size
-        pairs: list[tuple[Cost, Cost]] = []
-        stamps = small.stamps if large is None else large.stamps
-        for number in range(1, size.pairs_slow + 1):
-            first = small.stamps if large is None else large.stamps
-            sides = [(large or small, large is None), (small, True)]
-            costs = [
-                await self._side(database, first, size.growth_turn, cloned=cloned)
-                for database, cloned in (sides if number % 2 else reversed(sides))
-            ]
-            pair = (costs[0], costs[1]) if number % 2 else (costs[1], costs[0])
-            the_same("growth", (cost.result for cost in pair))
-            pairs.append(pair)
-            wall, cpu = pair[0].wall_us / pair[1].wall_us, pair[0].cpu_us / pair[1].cpu_us
-            say(f"growth: at {first:,} pair {number} of {size.pairs_slow}, ratio {wall:.2f}, processor time {cpu:.2f}")
-        return Level(stamps, pairs)
-
-    async def reads(self, place: Place, small: Database, large: Database) -> list[Row]:
-        async with (
-            self.clone(small) as clone,
-            bootstrap.connect(large.url) as ours,
-            bootstrap.connect(clone.url) as theirs,
-        ):
-            faults = [finding.title for finding in await theirs.audit() if not finding.holds]
-            if faults:
-                raise ResultsDiffer(f"growth: the audit of the small database finds faults: {faults}")
-            return await lookups.measured(
-                lookups.Target(ours, large.stamps, large.kept),
-                lookups.Target(theirs, clone.stamps, clone.kept),
-                count=place.size.growth_reads,
-            )
+class _Server(Databases):
+    """A server, and what a turn costs there."""
 
     @asynccontextmanager
     async def clone(self, database: Database) -> AsyncIterator[Database]:
@@ -243,25 +235,24 @@ class _Growing(Databases):
         finally:
             await self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    async def _side(self, database: Database, first: int, count: int, *, cloned: bool) -> Cost:
-        if not cloned:
-            return await self._turn(database, first, count)
-        async with self.clone(database) as clone:
-            return await self._turn(clone, first, count)
-
-    async def _turn(self, database: Database, first: int, count: int) -> Cost:
+    async def turn(self, database: Database, first: int, count: int, *, checkpoint: bool) -> Cost:
         """Stamp requests from a serial number on, the first fifth before the clock starts."""
         async with bootstrap.connect(database.url) as bridge:
             await database.stamp(bridge, corpus.requests(first, count // 5))
             await bridge.query.up_to_date()
             requests = corpus.requests(first + count // 5, count)
-            await self._admin.execute("CHECKPOINT")
+            if checkpoint:
+                await self._admin.execute("CHECKPOINT")
             log, cpu_s, began_s = await self._log_bytes(), self._cpu_s(), time.perf_counter()
             answered = await database.stamp(bridge, requests)
             await bridge.query.up_to_date()
             wall_s, cpu_s, log = time.perf_counter() - began_s, self._cpu_s() - cpu_s, await self._log_bytes() - log
         result = result_hash(map(corpus.said, answered))
         return Cost(1e6 * wall_s / count, 1e6 * cpu_s / count, log / count, result)
+
+    async def checkpoints(self) -> int:
+        """Return how many were begun."""
+        return int(await self._admin.fetchval("SELECT num_timed + num_requested FROM pg_stat_checkpointer"))
 
     async def _log_bytes(self) -> int:
         return int(await self._admin.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'"))
@@ -271,6 +262,75 @@ class _Growing(Databases):
         pid = self._server.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
         return time.process_time() + _cpu_s(pid, ended_children=True) + sum(map(_cpu_s, map(int, children)))
+
+
+class _Pairs(NamedTuple):
+    """The two databases, each on its server."""
+
+    size: Size
+    with_small: _Server
+    small: Database
+    with_large: _Server
+    large: Database
+
+    async def of_clones(self) -> Level:
+        """Measure what two clones of the small database differ by."""
+        first = self.small.stamps
+        pairs = [(await self._of_small(first), await self._of_small(first)) for _ in range(self.size.pairs_slow)]
+        return self._level(first, pairs)
+
+    async def level(self) -> Level:
+        """Measure right after checkpoints; which side comes first alternates."""
+        stamps, pairs = self.large.stamps, []
+        for number in range(self.size.pairs_slow):
+            first = self.large.stamps
+            theirs = await self._of_small(first) if number % 2 else None
+            ours = await self._of_large(first, checkpoint=True)
+            pairs.append((ours, theirs or await self._of_small(first)))
+        return self._level(stamps, pairs)
+
+    async def cycles(self) -> list[Level]:
+        """Measure from where the server of the large database begins a checkpoint to where it begins another."""
+        await self._to_a_checkpoint()
+        return [self._level(self.large.stamps, await self._to_a_checkpoint()) for _ in range(CYCLES)]
+
+    async def _to_a_checkpoint(self) -> list[tuple[Cost, Cost]]:
+        begun = await self.with_large.checkpoints()
+        pairs: list[tuple[Cost, Cost]] = []
+        while len(pairs) < self.size.growth_turns_max and await self.with_large.checkpoints() == begun:
+            first = self.large.stamps
+            ours = await self._of_large(first, checkpoint=False)
+            pairs.append((ours, await self._of_small(first, checkpoint=False)))
+        return pairs
+
+    async def _of_large(self, first: int, *, checkpoint: bool) -> Cost:
+        return await self.with_large.turn(self.large, first, self.size.growth_turn, checkpoint=checkpoint)
+
+    async def _of_small(self, first: int, *, checkpoint: bool = True) -> Cost:
+        async with self.with_small.clone(self.small) as clone:
+            return await self.with_small.turn(clone, first, self.size.growth_turn, checkpoint=checkpoint)
+
+    def _level(self, stamps: int, pairs: list[tuple[Cost, Cost]]) -> Level:
+        for pair in pairs:
+            the_same("growth", (cost.result for cost in pair))
+        level = Level(stamps, pairs)
+        say(f"growth: {level.told()}")
+        return level
+
+    async def reads(self) -> list[Row]:
+        async with (
+            self.with_small.clone(self.small) as clone,
+            bootstrap.connect(self.large.url) as ours,
+            bootstrap.connect(clone.url) as theirs,
+        ):
+            faults = [finding.title for finding in await theirs.audit() if not finding.holds]
+            if faults:
+                raise ResultsDiffer(f"growth: the audit of the small database finds faults: {faults}")
+            return await lookups.measured(
+                lookups.Target(ours, self.large.stamps, self.large.kept),
+                lookups.Target(theirs, clone.stamps, clone.kept),
+                count=self.size.growth_reads,
+            )
 
 
 async def _stamped(bridge: Bridge, requests: Sequence[StampRequest]) -> list[Stamp]:

@@ -34,6 +34,8 @@ class Size(msgspec.Struct, frozen=True):
     growth_stamps: int
     growth_turn: int
     """Stamps of one turn of theirs."""
+    growth_turns_max: int
+    """Turns from one checkpoint to the next, at most."""
     growth_reads: int
     kafka_events: int
     pairs: int
@@ -52,6 +54,7 @@ FULL = Size(
     growth_base=10_000,
     growth_stamps=5_000_000,
     growth_turn=20_000,
+    growth_turns_max=60,
     growth_reads=2_500,
     kafka_events=400_000,
     pairs=9,
@@ -68,6 +71,7 @@ SMOKE = Size(
     growth_base=1_000,
     growth_stamps=2_000,
     growth_turn=250,
+    growth_turns_max=2,
     growth_reads=10,
     kafka_events=8_000,
     pairs=1,
