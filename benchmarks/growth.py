@@ -209,7 +209,7 @@ class Database:
     async def checked(self) -> str:
         """Return a hash of the totals; ResultsDiffer unless they are those of the requests, and a sample is sound."""
         async with bootstrap.connect(self.url) as bridge:
-            rows = await bridge.query.namespaces()
+            rows = await bridge.query.rows("namespace")
             found = {row.namespace: (row.total_stamps, row.total_size_bytes, row.failed) for row in rows}
             asked = {name: (count, self._asked_bytes[name], 0) for name, count in self._asked.items()}
             if found != asked:
