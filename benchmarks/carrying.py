@@ -59,7 +59,7 @@ IN_A_ROW = 50
 PUBLISHED_AT_ONCE = 4000
 WARM_UP = 0.25
 """Part of the events before the clock starts: more than what is in memory when they may begin."""
-LOOK_S = 0.005
+LOOK_S = 0.02
 PATIENCE_S = 300
 
 

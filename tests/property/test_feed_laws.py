@@ -175,8 +175,9 @@ def test_the_transport_is_told_to_be_done_only_with_what_was_folded(
         for _ in range(steps):
             folded = dict(reader.positions)
             await reader.step()
-            for record, partition, offset in brought:
-                if offset < arriving.told[record.topic, partition]:
+            for one in brought:
+                record = one.record
+                if one.offset < arriving.told[record.topic, one.partition]:
                     assert record.position <= folded[record.topic, record.shard].position
             loop.now_s += LATE_S
 

@@ -17,6 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby, islice
+from operator import attrgetter
 
 from omninode_bridge.domain.log import START, Head, Record, ShardKey, follow
 from omninode_bridge.domain.tenancy import Visible
@@ -207,6 +208,4 @@ def _within(chain: Iterable[Arrived], limit: int, room: int) -> Iterator[Record]
             return
 
 
-def _place(arrived: Arrived) -> tuple[str, int, int]:
-    record = arrived.record
-    return record.topic, record.shard, arrived.partition
+_place = attrgetter("record.topic", "record.shard", "partition")

@@ -201,9 +201,11 @@ class Projector:
         moves: dict[ShardKey, tuple[Head, Head]] = {}
         accepted: list[Record] = []
         for key, chain in by_shard.items():
-            head = self._positions.get(key, START)
-            end = until.get(key, START).position if until is not None else chain[-1].position
-            follows, misfit = follow(head, [record for record in chain if record.position <= end])
+            head, due = self._positions.get(key, START), chain
+            if until is not None:
+                end = until.get(key, START).position
+                due = [record for record in chain if record.position <= end]
+            follows, misfit = follow(head, due)
             if misfit is not None:
                 raise LawBroken(
                     f"the event log of {key[0]} shard {key[1]} does not continue after position "

@@ -12,6 +12,7 @@ shard of its topic, so that a reader can prove that it skipped nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -90,7 +91,7 @@ type Event = StampingCompleted | StampingFailed | Erased
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _encoder = msgspec.json.Encoder()
-_ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_is_id = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _placer = msgspec.json.Decoder(Place)
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(StampingCompleted | StampingFailed | Erased)
 
@@ -143,7 +144,7 @@ def record_of(body: bytes) -> Record:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise CorruptEvent(f"not an event with a place in the log: {error}") from error
     check_place(place)
-    if not (_ID.fullmatch(place.previousid) and _ID.fullmatch(place.subject)):
+    if not (_is_id(place.previousid) and _is_id(place.subject)):
         raise CorruptEvent("its ids are no UUIDs")
     return Record(
         place.type, place.shard, place.position, place.id, place.previousid, place.namespace, place.subject, body
@@ -152,7 +153,7 @@ def record_of(body: bytes) -> Record:
 
 def check_place(place: Place | Event) -> None:
     """Raise CorruptEvent where an event has an id, a namespace or a position that none in a log has."""
-    if not _ID.fullmatch(place.id):
+    if not _is_id(place.id):
         raise CorruptEvent("its ids are no UUIDs")
     if place.namespace and not _is_namespace(place.namespace):  # a tombstone has none
         raise CorruptEvent(f"{place.namespace!r:.80} is no namespace")
@@ -170,12 +171,17 @@ def _is_namespace(text: str) -> bool:
 
 def seal(key: bytes, body: bytes) -> bytes:
     """Return the keyed digest of an encoded event, as hexadecimal digits: whoever has not the key can't make it."""
-    digest = _keyed(key).copy()
-    digest.update(body)
-    return digest.hexdigest().encode()
+    return sealer(key)(body)
 
 
 @lru_cache(8)
-def _keyed(key: bytes) -> blake2b:
-    """Return what has taken the key in already: it is a block of its own."""
-    return blake2b(key=key, digest_size=16)
+def sealer(key: bytes) -> Callable[[bytes], bytes]:
+    """Return `seal` for a key, which is taken in already: it is a block of its own."""
+    keyed = blake2b(key=key, digest_size=16).copy
+
+    def sealed(body: bytes) -> bytes:
+        digest = keyed()
+        digest.update(body)
+        return digest.hexdigest().encode()
+
+    return sealed

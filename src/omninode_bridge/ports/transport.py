@@ -7,7 +7,7 @@ the log, by the rule of direct successors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -75,7 +75,7 @@ class Forwarding(Protocol):
     async def sent(self, letters: Sequence[Unsent]) -> None: ...
 
 
-class Arrived(NamedTuple):
+class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A record as it came over the transport, and where it stood there."""
 
     record: Record

@@ -28,14 +28,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from omninode_bridge.adapters.kafka.client import KafkaSettings, Refusals, Seldom, created, translated, unavailable
 from omninode_bridge.domain.errors import CorruptEvent, InvalidInput, ServiceUnavailable
-from omninode_bridge.domain.events import SEAL_HEADER, seal
+from omninode_bridge.domain.events import SEAL_HEADER, sealer
 from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
 
-QUEUE_RECORDS_MAX = 50_000
+QUEUE_RECORDS_MAX = 8000
 QUEUE_BYTES_MAX = 64 * 1024**2
-"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it."""
-BURST_MAX = 2000
+"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it. Two
+batches: more would have left the processor's caches when it is folded, and the client holds what comes next."""
+BURST_MAX = 500
 COMMIT_S = 5.0
 """How often offsets are told."""
 PARTITIONS_S = 10.0
@@ -68,6 +69,7 @@ class TopicReader:
         self.topic = topic
         self.hint: Callable[[], None] = lambda: None
         """Called on the event loop when something has arrived."""
+        self._seal = sealer(settings.key)
         self._lock = threading.Lock()
         self._waiting: deque[Arrived] = deque()
         self._waiting_bytes = 0
@@ -254,7 +256,7 @@ class TopicReader:
         try:  # the client does not raise where it fails to decode a header's name, but in the lines after that
             headers = message.headers()
             told = dict(headers).get(SEAL_HEADER) if headers else None
-            sealed = isinstance(told, bytes) and compare_digest(told, seal(self._settings.key, body))
+            sealed = isinstance(told, bytes) and compare_digest(told, self._seal(body))
         except UnicodeDecodeError as error:
             raise CorruptEvent("a header's name is no UTF-8") from error
         if not sealed:
