@@ -32,11 +32,12 @@ from omninode_bridge.domain.events import SEAL_HEADER, sealer
 from omninode_bridge.domain.reduction import read_record
 from omninode_bridge.ports.transport import Arrived
 
-QUEUE_RECORDS_MAX = 8000
+QUEUE_RECORDS_MAX = 50_000
 QUEUE_BYTES_MAX = 64 * 1024**2
-"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it. Two
-batches: more would have left the processor's caches when it is folded, and the client holds what comes next."""
+"""What waits in memory to be folded, at most; a burst more while the partitions pause. They go on at half of it. It has
+room for some of each partition: one of which nothing comes for seconds is read from the log."""
 BURST_MAX = 500
+"""Messages that the client hands over at once: so few that they are in the processor's caches when they are read."""
 COMMIT_S = 5.0
 """How often offsets are told."""
 PARTITIONS_S = 10.0
