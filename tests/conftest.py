@@ -38,11 +38,11 @@ class Server:
         assert found is not None, f"{self.dsn!r} is no postgresql://… URL"
         return f"{found[1]}/{database}{found[2] or ''}"
 
-    async def create(self, template: str | None = None) -> str:
-        """Return the URL of a new database."""
+    async def create(self, template: str | None = None, options: str = "") -> str:
+        """Return the URL of a new database; the options are those of CREATE DATABASE."""
         # No number: on a server that others use, too, they count as well.
         name = f"test_{uuid4().hex}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or self.template}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or self.template}" {options}')
         return self.url(name)
 
     async def drop(self, url: str) -> None:

@@ -45,7 +45,9 @@ async def paged(ask: Callable[[str | None], Awaitable[State]]) -> list[State]:
     """Every page of a list, each asked for by the last key of the one before."""
     pages = [await ask(None)]
     while pages[-1]:
-        pages.append(await ask(max(group[2] for group in pages[-1])))
+        after = max(group[2] for group in pages[-1])
+        pages.append(await ask(after))
+        assert all(group[2] > after for group in pages[-1])
     return pages[:-1]
 
 

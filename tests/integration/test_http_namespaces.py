@@ -34,6 +34,9 @@ ROW = {
     "last_at",
 }
 
+PAGES_MAX = 100
+"""More than any list of these tests has."""
+
 
 @pytest_asyncio.fixture
 async def bridge(database_url: str) -> AsyncIterator[Bridge]:
@@ -64,6 +67,7 @@ async def pages(client: httpx.AsyncClient, url: str, key: str, **parameters: Any
         assert ("link" in got.headers) == (cursor is not None)
         if cursor is None:
             return found
+        assert len(found) < PAGES_MAX
         linked = next_link(got)
         assert dict(parse_qsl(urlsplit(linked).query)) == {k: str(v) for k, v in parameters.items()} | {
             "cursor": cursor
