@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from hashlib import blake2b
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -29,7 +30,7 @@ from omninode_bridge.app.project import Projector
 from omninode_bridge.app.relay import Relay
 from omninode_bridge.app.telemetry import Telemetry
 from omninode_bridge.domain.errors import ServiceUnavailable
-from omninode_bridge.domain.events import SEAL_HEADER, seal
+from omninode_bridge.domain.events import SEAL_HEADER
 from omninode_bridge.domain.log import Record
 from omninode_bridge.domain.workflow import Plan, Topics
 from tests.integration.books import PATIENCE_S, Books, eventually
@@ -42,6 +43,16 @@ type Totals = dict[str, tuple[int, int]]
 
 KEY = bytes(range(32))
 """What the records are sealed with."""
+type Sealed = Callable[[bytes], bytes]
+"""Makes a seal for a body."""
+
+
+def sealed_by(key: bytes) -> Sealed:
+    """Return what seals as the relay is to do it, by code of its own: keyed BLAKE2b of the whole body."""
+    return lambda body: blake2b(body, key=key, digest_size=16).hexdigest().encode()
+
+
+BY_KEY = sealed_by(KEY)
 
 
 class Seen(NamedTuple):
@@ -197,8 +208,8 @@ class Carrier:
         named = {key.replace("_", "."): value for key, value in config.items()}
         make_topic(self.servers, NewTopic(name, partitions or self.topics.partitions, config=named))
 
-    def produce(self, topic: str, bodies: Iterable[bytes], partition: int = 0, key: bytes | None = KEY) -> None:
-        """Put bytes on a topic, sealed by a key as the relay does it, or not at all."""
+    def produce(self, topic: str, bodies: Iterable[bytes], partition: int = 0, sealed: Sealed | None = BY_KEY) -> None:
+        """Put bytes on a topic, sealed as the relay does it, or otherwise, or not at all."""
         producer = Producer({"bootstrap.servers": self.servers, "acks": "all"})
         refused: list[KafkaError] = []
         for body in bodies:
@@ -206,7 +217,7 @@ class Carrier:
                 topic,
                 body,
                 partition=partition,
-                headers=[] if key is None else [(SEAL_HEADER, seal(key, body))],
+                headers=[] if sealed is None else [(SEAL_HEADER, sealed(body))],
                 on_delivery=lambda error, _: refused.append(error) if error else None,
             )
         assert producer.flush(WAIT_S) == 0

@@ -7,7 +7,7 @@ import json
 import random
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from uuid import uuid4
 
 import pytest
@@ -23,7 +23,7 @@ from omninode_bridge.domain.log import Head, Record, ShardKey
 from tests.broker import Broker
 from tests.conftest import Server
 from tests.integration.books import Books, eventually
-from tests.integration.carrier import WAIT_S, Carrier, Reducer, at_work, soon
+from tests.integration.carrier import BY_KEY, WAIT_S, Carrier, Reducer, Sealed, at_work, sealed_by, soon
 from tests.making import GROUPINGS, chain
 
 STAMPS = 200
@@ -104,9 +104,16 @@ async def test_a_message_whose_headers_are_no_text_stops_nobody(carrier: Carrier
         await soon(lambda: reducer.subscription.trouble is None, "it reads on")
 
 
-@pytest.mark.parametrize("key", [None, bytes(32)], ids=["without a seal", "by another key"])
+FORGERIES: dict[str, Callable[[bytes], Sealed | None]] = {
+    "without a seal": lambda _: None,
+    "by another key": lambda _: sealed_by(bytes(32)),
+    "with the seal of the real one": lambda real: lambda _: BY_KEY(real),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
 async def test_records_forged_with_the_ids_of_real_ones_change_no_total_and_stop_nothing(
-    carrier: Carrier, key: bytes | None
+    carrier: Carrier, forgery: str
 ) -> None:
     """Whoever may write to the topics, and has not the database's key, can't say what somebody stamped."""
     for name in carrier.topics.names:
@@ -121,8 +128,8 @@ async def test_records_forged_with_the_ids_of_real_ones_change_no_total_and_stop
     )
     for change in changes:
         for record in records:
-            forged = json.dumps(change(json.loads(record.body))).encode()
-            await asyncio.to_thread(carrier.produce, carrier.completed, [forged], record.shard % 3, key)
+            forged, sealed = json.dumps(change(json.loads(record.body))).encode(), FORGERIES[forgery](record.body)
+            await asyncio.to_thread(carrier.produce, carrier.completed, [forged], record.shard % 3, sealed)
     async with carrier.reducer() as reducer:
         await soon(lambda: reducer.subscription.strays == len(changes) * len(records), "all forgeries were counted")
         await carrier.fold(reducer)

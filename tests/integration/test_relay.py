@@ -17,13 +17,13 @@ from confluent_kafka.cimpl import NewPartitions
 
 from omninode_bridge.adapters.kafka import KafkaPublisher, KafkaSettings
 from omninode_bridge.domain.errors import InvalidInput, ServiceUnavailable
-from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER, seal
+from omninode_bridge.domain.events import CONTENT_TYPE, SEAL_HEADER
 from omninode_bridge.domain.log import START, Head, Record
 from omninode_bridge.domain.workflow import Topics
 from omninode_bridge.ports import DeadLetter
 from tests.broker import Broker
 from tests.integration.books import Books, eventually
-from tests.integration.carrier import KEY, WAIT_S, Carrier, Seen, at_work, soon
+from tests.integration.carrier import BY_KEY, KEY, WAIT_S, Carrier, Seen, at_work, soon
 from tests.making import draft
 
 TAKEOVER_S_MAX = 10.0
@@ -85,7 +85,7 @@ async def test_each_shard_is_forwarded_in_order_with_key_and_headers_to_the_part
         record = records[message.event["id"]]
         assert message.body == record.body
         assert message.key.decode() == record.workflow_id
-        assert message.headers == {"content-type": CONTENT_TYPE.encode(), SEAL_HEADER: seal(KEY, message.body)}
+        assert message.headers == {"content-type": CONTENT_TYPE.encode(), SEAL_HEADER: BY_KEY(message.body)}
         assert (message.topic, message.partition) == (record.topic, record.shard % 3)
         positions[record.shard].append(record.position)
     assert len(seen) == len(records) == 200
