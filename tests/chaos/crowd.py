@@ -30,8 +30,8 @@ class Crowd:
     def __init__(self, ports: Sequence[int], tokens: Sequence[str], seed: str, count: int = CALLERS) -> None:
         self.told = Told()
         self.circle = Circle(self.told, retry_after_s_max=RETRY_AFTER_S_MAX)
-        self.answer_s_max = 0.0
-        """The longest that anybody waited for an answer, known once all have ended."""
+        self.slowest = (0.0, "nothing")
+        """How long somebody waited for an answer, at most, and for which; known once all have ended."""
         self._ports = ports
         self._rng = random.Random(seed)
         self._over = asyncio.Event()
@@ -86,7 +86,7 @@ class Crowd:
                 await _perform(caller.act(), line)
                 await asyncio.sleep(self._rng.uniform(0, THINKING_S_MAX))
         finally:
-            self.answer_s_max = max(self.answer_s_max, line.answer_s_max)
+            self.slowest = max(self.slowest, line.slowest)
             line.close()
 
 
@@ -111,7 +111,7 @@ class _Line:
         self._ports = ports
         self._at = number
         self._connection: Connection | None = None
-        self.answer_s_max = 0.0
+        self.slowest = (0.0, "nothing")
         self._asked_at_s: float | None = None
 
     @property
@@ -126,7 +126,7 @@ class _Line:
                 self._connection = await Connection.open(self._ports[self._at % len(self._ports)])
             self._asked_at_s = time.monotonic()
             answer = await self._connection.ask(ask)
-            self.answer_s_max = max(self.answer_s_max, self.waited_s)
+            self.slowest = max(self.slowest, (self.waited_s, f"{ask.name}: {answer.status}"))
         except Lost:
             self._at += 1
             self.close()

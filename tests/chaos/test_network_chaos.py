@@ -115,10 +115,10 @@ async def test_who_loses_postgresql_answers_everybody_and_comes_back_by_itself(
             counted = await reckon(fleet, crowd.told)
             assert await orchestrator.stop() == 0
         counts = crowd.circle.counts
-        print(outage.count, counted, dict(counts), f"{crowd.answer_s_max:.1f} s")
+        print(outage.count, counted, dict(counts), crowd.slowest)
         assert told == refusals(crowd) > 0
         assert (counted["unanswered"], counts["lost"]) == (0, 0)
-        assert crowd.answer_s_max < ANSWER_S_MAX
+        assert crowd.slowest[0] < ANSWER_S_MAX, crowd.slowest
         assert not (said := fleet.complaints()), "\n".join(said[:20])
 
 

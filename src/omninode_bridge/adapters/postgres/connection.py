@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
+from weakref import WeakSet
 
 import asyncpg
 from asyncpg.connection import Connection
@@ -19,7 +20,7 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 from omninode_bridge.domain.errors import BridgeError, Overloaded, SchemaMismatch, ServiceUnavailable
 from omninode_bridge.domain.tenancy import Visible
 
-__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "given", "pool", "seeing", "translated"]
+__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "given", "pool", "seeing", "translated", "usable"]
 
 type Role = Literal["omninode_bridge_tenant", "omninode_bridge_service"]
 TENANT: Role = "omninode_bridge_tenant"
@@ -148,6 +149,11 @@ def _where(database_url: str) -> str:
         return "the given URL"
 
 
+def usable(session: Connection) -> bool:
+    """Tell whether a session that nobody uses may be used again: it is open, and no other has been silent since."""
+    return not session.is_closed() and not session.is_suspect
+
+
 async def connect(database_url: str, *, by_key: bool = False, role: Role | None = None) -> Connection:
     """Open a session of its own. `by_key`: for the data plane, index scans only. Without a role: the URL's own."""
     with translated(f"connecting to {_where(database_url)}"):
@@ -222,11 +228,22 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     """A session that is not waited for once more, where it was silent.
 
     What comes after a statement that was given up, a ROLLBACK or the way back to the pool, waits until the server has
-    ended that statement; asyncpg would wait as long as for the statement itself. Those that lie idle beside it in its
-    pool are suspected of the same: their users shall not find out one after the other.
+    ended that statement; asyncpg would wait as long as for the statement itself. The others with that server are
+    suspected of the same: their users shall not find out one after the other.
     """
 
-    pool: _Pool | None = None
+    def __init__(self, *connect_args: object) -> None:
+        super().__init__(*connect_args)
+        self.is_suspect = False
+        self.pool: _Pool | None = None
+        _sessions.add(self)
+
+    def terminate(self) -> None:
+        """End the session at once; with a statement still to be ended, it was silent."""
+        was_silent = not self.is_closed() and self._protocol._is_cancelling()
+        super().terminate()
+        if was_silent:
+            self._suspect_others()
 
     def _cancel_current_command(self, *waiters: asyncio.Future[None]) -> None:
         super()._cancel_current_command(*waiters)
@@ -235,8 +252,17 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     def _give_up(self) -> None:
         if not self.is_closed() and self._protocol._is_cancelling():
             self.terminate()
-            if self.pool is not None:
-                self.pool.drop_idle()
+
+    def _suspect_others(self) -> None:
+        for other in list(_sessions):
+            if (other._addr, other._loop) == (self._addr, self._loop) and not other.is_closed():
+                other.is_suspect = True
+                if other.pool is not None:
+                    other.pool.drop_idle(other)
+
+
+_sessions: WeakSet[_Session] = WeakSet()
+"""Those of this process."""
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
@@ -245,11 +271,10 @@ class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
     def __init__(self, *connect_args: object, **options: object) -> None:
         super().__init__(*connect_args, init=self._adopt, **options)
 
-    def drop_idle(self) -> None:
-        """End the sessions that nobody uses; new ones are opened as needed."""
-        for holder in self._holders:
-            if holder.is_idle() and holder.is_connected():
-                holder._con.terminate()
+    def drop_idle(self, session: _Session) -> None:
+        """End a session if nobody uses it; new ones are opened as needed."""
+        if any(holder._con is session and holder.is_idle() for holder in self._holders):
+            session.terminate()
 
     async def _adopt(self, session: _Session) -> None:
         session.pool = self

@@ -30,7 +30,7 @@ import msgspec
 from asyncpg.connection import Connection
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import TENANT, connect, connection_lost, given, translated
+from omninode_bridge.adapters.postgres.connection import TENANT, connect, connection_lost, given, translated, usable
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.errors import BridgeError, InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
@@ -268,8 +268,10 @@ class PostgresLedgerSession:
 
     async def _open(self) -> Connection:
         """Return the session's connection, with its shard locked."""
-        if self._connection is not None and not self._connection.is_closed():
-            return self._connection
+        if self._connection is not None:
+            if usable(self._connection):
+                return self._connection
+            self._drop()
         connection = await connect(self._database_url, by_key=True, role=TENANT)
         try:
             with translated("opening a shard"):
