@@ -92,3 +92,14 @@ async def test_who_waits_for_the_state_does_not_wait_for_a_batch_to_gather() -> 
         async with asyncio.timeout(PATIENCE_S):
             await projector.catch_up(await source.heads())
     assert state.made == [1, 2]
+
+
+async def test_up_to_given_heads_exactly_nothing_beyond_them_is_folded() -> None:
+    """In the middle of what one transaction may have, and of a shard that the heads don't know nothing."""
+    store, state, projector = parts(0, chain(BATCH_MAX + 30))
+    store.log[COMPLETED, 1] = chain(3, shard=1)
+    for end in (BATCH_MAX - 10, BATCH_MAX + 10):
+        await projector.catch_up({KEY: store.log[KEY][end - 1].head}, exactly=True)
+        live = await state.live()
+        assert live is not None
+        assert await state.positions(live) == {KEY: store.log[KEY][end - 1].head}
