@@ -15,7 +15,8 @@ from omninode_bridge.domain.errors import Overloaded
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Inline
 from tests.integration.books import Books, eventually
-from tests.load.fleet import CONTRACT
+from tests.integration.proxy import Fault, Proxy, is_commit
+from tests.load.fleet import CONTRACT, hasty_contract
 from tests.making import NAMESPACE
 from tests.services import Service, hang
 
@@ -164,6 +165,27 @@ async def test_workers_wait_out_an_absent_database(database_url: str, books: Boo
 
         await eventually(is_empty, "all accepted workflows have ended")
         assert all(finding.holds for finding in await bridge.audit())
+
+
+async def test_what_was_taken_when_the_answer_was_lost_is_taken_again_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    """And not when its lease has run out, which is in an hour: the worker lives, and says that it holds nothing."""
+    took = False
+
+    def ends_a_claim(message: bytes) -> bool:
+        nonlocal took
+        took = took or b"SET state = m.state" in message  # what is taken is moved on
+        return took and is_commit(message)
+
+    contract = hasty_contract(tmp_path, lease_ms=3600 * 1000)
+    async with process(database_url, "api") as api, Proxy(database_url) as proxy:
+        proxy.arm(Fault.AFTER, ends_a_claim)
+        async with process(proxy.url, "orchestrator", orchestrator_contract=contract):
+            name = await accept(api, "a")
+            await ended(api, name)
+            assert proxy.struck.is_set()
+        await balanced(api, 1)
 
 
 async def _accepted(bridge: Bridge, path: str) -> bool:

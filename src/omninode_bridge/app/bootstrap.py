@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -294,7 +295,8 @@ async def _assemble(
         queue = PostgresWorkQueue(pool, plan, utc_now)
         worker = None
         if duties.works:
-            worker = Worker(queue, orchestrator, plan, name=f"{socket.gethostname()}/{os.getpid()}")
+            name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+            worker = Worker(queue, orchestrator, plan, name=name)
             news.append(worker.wake.set)
             await stack.enter_async_context(worker.working())
         access = Access(PostgresTokens(pool), utc_now, local_principal(settings.stamped_by))

@@ -8,7 +8,8 @@ The rules it keeps:
 
 1. Nothing is remembered here: a worker that dies leaves leases, which run out, and others take over.
 2. The ledger ends a workflow only under the lease that its row still has. A worker that was too slow changes nothing.
-3. An attempt that PostgreSQL's absence, or the end of this process, cut short is not counted.
+3. An attempt that PostgreSQL's absence, or the end of this process, cut short is not counted. Where the answer to a
+   claim was lost, nobody knows what it took: that is given back before the next.
 4. One item that can't be ended harms no other. What can't be ended otherwise ends as failed; what even that is refused
    for (a changed contract, whose machine has no way to fail from there) is given back for later, with the reason.
 """
@@ -53,21 +54,25 @@ class Runner(Protocol):
 
 
 class Worker:
-    """Takes as many workflows as the contract lets a process have under way, batch after batch."""
+    """Takes as many workflows as the contract lets a process have under way, batch after batch.
+
+    `name` is that of no other worker.
+    """
 
     def __init__(self, queue: WorkQueue, runner: Runner, plan: Plan, *, name: str) -> None:
         self._queue = queue
         self._runner = runner
         self._plan = plan
         self._name = name
-        self._running: dict[asyncio.Task[None], int] = {}
+        self._running: dict[asyncio.Task[None], Sequence[StampRequest]] = {}
+        self._claim_failed = False
         self.wake = asyncio.Event()
         """Set it as a hint that there is work."""
 
     @property
     def in_flight(self) -> int:
         """Workflows under way."""
-        return sum(self._running.values())
+        return sum(map(len, self._running.values()))
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -80,6 +85,8 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(ServiceUnavailable):
+                await self._disown_lost()
 
     async def _work(self) -> None:
         pause = POLL_S
@@ -104,13 +111,25 @@ class Worker:
         room = queue.in_flight_max - self.in_flight
         if room <= 0:
             return False
-        requests = await self._queue.claim(self._name, count_max=room, bytes_max=BATCH_BYTES_MAX, lease_s=queue.lease_s)
+        requests = await self._claim(room, queue.lease_s)
         if not requests:
             return False
         task = asyncio.create_task(self._run(requests), name="workflows")
-        self._running[task] = len(requests)
+        self._running[task] = requests
         task.add_done_callback(self._ended)
         return True
+
+    async def _claim(self, count_max: int, lease_s: float) -> list[StampRequest]:
+        await self._disown_lost()
+        self._claim_failed = True
+        requests = await self._queue.claim(self._name, count_max=count_max, bytes_max=BATCH_BYTES_MAX, lease_s=lease_s)
+        self._claim_failed = False
+        return requests
+
+    async def _disown_lost(self) -> None:
+        if self._claim_failed:
+            await self._queue.disown(self._name, [request for held in self._running.values() for request in held])
+            self._claim_failed = False
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

@@ -89,6 +89,13 @@ class WorkQueue(Protocol):
         """
         ...
 
+    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
+        """Give back at once what a worker has leased without knowing it: the answer to its claim was lost.
+
+        `known` is what it knows that it holds. None of the attempts counts.
+        """
+        ...
+
     async def size(self) -> tuple[int, int]: ...  # accepted workflows that have not ended, and bytes of their contents
     async def depth(self) -> tuple[int, float]:
         """Return how many accepted workflows have not ended, and for how long the oldest waits, in seconds."""

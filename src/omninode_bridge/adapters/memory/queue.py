@@ -62,6 +62,15 @@ class MemoryWorkQueue:
                 changes["attempts"] = request.lease.attempt - 1
             self._change(request, **changes)
 
+    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
+        held = {(request.namespace, request.workflow_id) for request in known}
+        for key, (accepted, waiting) in self._store.inputs.items():
+            if waiting.worker == worker and key not in held:
+                given_back = msgspec.structs.replace(
+                    waiting, available_at=self._clock(), worker=None, attempts=waiting.attempts - 1
+                )
+                self._store.inputs[key] = (accepted, given_back)
+
     async def size(self) -> tuple[int, int]:
         contents = [len(accepted.content) for accepted, _ in self._store.inputs.values()]
         return len(contents), sum(contents)

@@ -60,6 +60,11 @@ class PostgresWorkQueue:
         with translated("giving workflows back"):
             await self._pool.execute(_SQL["release"], *_keys(held), delay_s, code, message, 0 if counts else 1)
 
+    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
+        names, namespaces, _ = _keys(known)
+        with translated("giving back workflows that were taken unawares"):
+            await self._pool.execute(_SQL["disown"], worker, names, namespaces)
+
     async def size(self) -> tuple[int, int]:
         with translated("measuring the queue"):
             row = await self._pool.fetchrow(_SQL["size"])

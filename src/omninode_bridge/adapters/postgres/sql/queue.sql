@@ -36,6 +36,16 @@ UPDATE workflow_inputs AS i SET
 FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS k (workflow_id, namespace, fence)
 WHERE i.workflow_id = k.workflow_id AND i.namespace = k.namespace AND i.fence = k.fence AND i.worker IS NOT NULL
 
+-- name: disown
+-- What another one is taking meanwhile, because the lease has run out, is his.
+UPDATE workflow_inputs AS i SET available_at = clock_timestamp(), worker = NULL, attempts = i.attempts - 1
+FROM (
+    SELECT workflow_id, namespace FROM workflow_inputs
+    WHERE worker = $1 AND (workflow_id, namespace) NOT IN (SELECT * FROM unnest($2::uuid[], $3::text[]))
+    FOR UPDATE SKIP LOCKED
+) AS u
+WHERE i.workflow_id = u.workflow_id AND i.namespace = u.namespace
+
 -- name: size
 -- The size of a content is known without reading it.
 SELECT count(*) AS waiting, coalesce(sum(octet_length(content)), 0)::bigint AS bytes FROM workflow_inputs
