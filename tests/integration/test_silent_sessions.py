@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import asyncpg
 import pytest
 from asyncpg.pool import Pool
 
@@ -14,6 +15,7 @@ from omninode_bridge.adapters.postgres.ledger import PostgresLedgerSession
 from omninode_bridge.adapters.system import utc_now, uuid7_batch
 from omninode_bridge.domain.errors import ServiceUnavailable
 from omninode_bridge.domain.stamp import Stamp
+from tests.broker import free_ports
 from tests.chaos.cable import DatabaseCable
 from tests.conftest import Server
 from tests.making import PLAN, draft
@@ -21,6 +23,9 @@ from tests.making import PLAN, draft
 SILENCE_S = 6.0
 READERS = 4
 NEVER_S = 600.0
+PATIENCE_S = 30.0
+"""Less than a statement may take."""
+MORE_THAN_BUFFERS_HOLD = 32 * 1024**2
 
 
 async def read(opened: Pool, ledger: PostgresLedgerSession) -> None:
@@ -68,3 +73,19 @@ async def test_one_that_is_silent_is_waited_for_once_and_those_idle_beside_it_no
             await use_all()
         for ledger in ledgers:
             await ledger.close()
+
+
+async def test_the_kernel_ends_a_session_whose_other_side_takes_nothing_any_more(
+    servers: dict[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So nobody waits for an answer of a host that is gone for as long as a statement may take."""
+    monkeypatch.setattr(connection, "PEER_GONE_S", 4)
+    async with DatabaseCable(await servers["embedded"].create(), next(free_ports())) as cable:
+        session = await connection.connect(cable.url)
+        measure = await session.prepare("SELECT length($1::bytea)")
+        assert await measure.fetchval(b"ab") == 2
+        cable.stall()
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            async with asyncio.timeout(PATIENCE_S):
+                await measure.fetchval(bytes(MORE_THAN_BUFFERS_HOLD))
+        assert session.is_closed()

@@ -7,6 +7,7 @@ server that stopped answering is an error and not a hang.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
@@ -35,6 +36,8 @@ LONG_TIMEOUT_S = 6 * 3600
 """For one statement over a whole table. To be passed: asyncpg reads `timeout=None` as COMMAND_TIMEOUT_S."""
 CANCEL_TIMEOUT_S = 5
 """How long to wait for the end of a statement that was given up; beyond it the session is."""
+PEER_GONE_S = 20
+"""When the kernel ends a session over TCP whose other side acknowledges nothing: a slow statement is none."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 """A writer that hangs in a transaction must not keep its shard's head locked for ever."""
@@ -232,8 +235,9 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     suspected of the same: their users shall not find out one after the other.
     """
 
-    def __init__(self, *connect_args: object) -> None:
-        super().__init__(*connect_args)
+    def __init__(self, protocol: object, transport: asyncio.Transport, *connect_args: object) -> None:
+        super().__init__(protocol, transport, *connect_args)
+        _watch(transport.get_extra_info("socket"))
         self.is_suspect = False
         self.pool: _Pool | None = None
         _sessions.add(self)
@@ -263,6 +267,22 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
 
 _sessions: WeakSet[_Session] = WeakSet()
 """Those of this process."""
+
+
+def _watch(way: socket.socket) -> None:
+    """Have the kernel find out, in PEER_GONE_S, that the other side is gone: while it is asked, and at rest."""
+    if way.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    way.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Some systems have not all of these.
+    for name, value in {
+        "TCP_KEEPIDLE": PEER_GONE_S // 4,
+        "TCP_KEEPINTVL": PEER_GONE_S // 4,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": PEER_GONE_S * 1000,
+    }.items():
+        if (option := getattr(socket, name, None)) is not None:
+            way.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types
