@@ -85,7 +85,7 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(ServiceUnavailable):
+            with suppress(ServiceUnavailable):  # then the leases run out
                 await self._disown_lost()
 
     async def _work(self) -> None:
