@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from omninode_bridge.adapters.postgres import connection
 from omninode_bridge.app.bootstrap import connect
 from omninode_bridge.app.bridge import Bridge
 from omninode_bridge.app.settings import Settings
 from omninode_bridge.domain.errors import Overloaded
 from omninode_bridge.domain.recording import Prior
 from omninode_bridge.domain.stamp import Inline
-from tests.integration.books import Books, eventually
-from tests.integration.proxy import Fault, Proxy, is_commit
+from tests.integration.books import PATIENCE_S, Books, eventually
+from tests.integration.proxy import Fault, Match, Proxy, is_commit
 from tests.load.fleet import CONTRACT, hasty_contract
 from tests.making import NAMESPACE
 from tests.services import Service, hang
@@ -167,24 +168,47 @@ async def test_workers_wait_out_an_absent_database(database_url: str, books: Boo
         assert all(finding.holds for finding in await bridge.audit())
 
 
+def end_of_a_claim() -> Match:
+    """Match the end of the first claim that takes something: what it takes it moves on."""
+    took = False
+
+    def matches(message: bytes) -> bool:
+        nonlocal took
+        took = took or b"SET state = m.state" in message
+        return took and is_commit(message)
+
+    return matches
+
+
 async def test_what_was_taken_when_the_answer_was_lost_is_taken_again_at_once(
     database_url: str, tmp_path: Path
 ) -> None:
     """And not when its lease has run out, which is in an hour: the worker lives, and says that it holds nothing."""
-    took = False
-
-    def ends_a_claim(message: bytes) -> bool:
-        nonlocal took
-        took = took or b"SET state = m.state" in message  # what is taken is moved on
-        return took and is_commit(message)
-
     contract = hasty_contract(tmp_path, lease_ms=3600 * 1000)
     async with process(database_url, "api") as api, Proxy(database_url) as proxy:
-        proxy.arm(Fault.AFTER, ends_a_claim)
+        proxy.arm(Fault.AFTER, end_of_a_claim())
         async with process(proxy.url, "orchestrator", orchestrator_contract=contract):
             name = await accept(api, "a")
             await ended(api, name)
             assert proxy.struck.is_set()
+        await balanced(api, 1)
+
+
+async def test_a_worker_that_stops_before_a_claim_is_answered_gives_back_what_it_took(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CANCEL_TIMEOUT_S", 0.2)
+    contract = hasty_contract(tmp_path, lease_ms=3600 * 1000)
+    async with process(database_url, "api") as api, Proxy(database_url) as proxy:
+        proxy.arm(Fault.STALL_AFTER, end_of_a_claim())
+        async with process(proxy.url, "orchestrator", orchestrator_contract=contract):
+            name = await accept(api, "a")
+            async with asyncio.timeout(PATIENCE_S):
+                await proxy.struck.wait()
+        prior = await api.workflow(name)
+        assert prior.waiting is not None and prior.waiting.worker is None and prior.waiting.attempts == 0
+        async with process(database_url, "orchestrator"):
+            await ended(api, name)
         await balanced(api, 1)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -295,8 +294,7 @@ async def _assemble(
         queue = PostgresWorkQueue(pool, plan, utc_now)
         worker = None
         if duties.works:
-            name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-            worker = Worker(queue, orchestrator, plan, name=name)
+            worker = Worker(queue, orchestrator, plan, name=f"{socket.gethostname()}/{os.getpid()}")
             news.append(worker.wake.set)
             await stack.enter_async_context(worker.working())
         access = Access(PostgresTokens(pool), utc_now, local_principal(settings.stamped_by))

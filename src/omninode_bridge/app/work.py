@@ -8,8 +8,8 @@ The rules it keeps:
 
 1. Nothing is remembered here: a worker that dies leaves leases, which run out, and others take over.
 2. The ledger ends a workflow only under the lease that its row still has. A worker that was too slow changes nothing.
-3. An attempt that PostgreSQL's absence, or the end of this process, cut short is not counted. Where the answer to a
-   claim was lost, nobody knows what it took: that is given back before the next.
+3. An attempt that PostgreSQL's absence, or the end of this process, cut short is not counted. Each claim has a name of
+   its own: where its answer was lost, what it took is given back as soon as PostgreSQL answers.
 4. One item that can't be ended harms no other. What can't be ended otherwise ends as failed; what even that is refused
    for (a changed contract, whose machine has no way to fail from there) is given back for later, with the reason.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
@@ -40,6 +41,8 @@ BATCH_BYTES_MAX = 32 * 1024**2
 POLL_S = 0.25
 """How long to wait for a hint before looking anyway: what other processes accepted comes without one."""
 TROUBLE_S_MAX = 5.0
+STOP_S_MAX = 5.0
+"""For giving back, at the end, what claims took whose answers were lost."""
 ATTEMPTS_EXHAUSTED_CODE = "attempts_exhausted"
 
 _log = logging.getLogger(__name__)
@@ -54,25 +57,23 @@ class Runner(Protocol):
 
 
 class Worker:
-    """Takes as many workflows as the contract lets a process have under way, batch after batch.
-
-    `name` is that of no other worker.
-    """
+    """Takes as many workflows as the contract lets a process have under way, batch after batch."""
 
     def __init__(self, queue: WorkQueue, runner: Runner, plan: Plan, *, name: str) -> None:
         self._queue = queue
         self._runner = runner
         self._plan = plan
         self._name = name
-        self._running: dict[asyncio.Task[None], Sequence[StampRequest]] = {}
-        self._claim_failed = False
+        self._running: dict[asyncio.Task[None], int] = {}
+        self._unanswered: dict[str, float] = {}
+        """Claims, and until when they may hold what they took."""
         self.wake = asyncio.Event()
         """Set it as a hint that there is work."""
 
     @property
     def in_flight(self) -> int:
         """Workflows under way."""
-        return sum(map(len, self._running.values()))
+        return sum(self._running.values())
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -85,8 +86,9 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(ServiceUnavailable):  # then the leases run out
-                await self._disown_lost()
+            with suppress(ServiceUnavailable, TimeoutError):  # then the leases run out
+                async with asyncio.timeout(STOP_S_MAX):
+                    await self._disown()
 
     async def _work(self) -> None:
         pause = POLL_S
@@ -115,21 +117,24 @@ class Worker:
         if not requests:
             return False
         task = asyncio.create_task(self._run(requests), name="workflows")
-        self._running[task] = requests
+        self._running[task] = len(requests)
         task.add_done_callback(self._ended)
         return True
 
     async def _claim(self, count_max: int, lease_s: float) -> list[StampRequest]:
-        await self._disown_lost()
-        self._claim_failed = True
-        requests = await self._queue.claim(self._name, count_max=count_max, bytes_max=BATCH_BYTES_MAX, lease_s=lease_s)
-        self._claim_failed = False
+        await self._disown()
+        name = f"{self._name}/{secrets.token_hex(4)}"
+        self._unanswered[name] = asyncio.get_running_loop().time() + lease_s
+        requests = await self._queue.claim(name, count_max=count_max, bytes_max=BATCH_BYTES_MAX, lease_s=lease_s)
+        del self._unanswered[name]
         return requests
 
-    async def _disown_lost(self) -> None:
-        if self._claim_failed:
-            await self._queue.disown(self._name, [request for held in self._running.values() for request in held])
-            self._claim_failed = False
+    async def _disown(self) -> None:
+        """Give back what claims without an answer took; once more each time, for one may be under way still."""
+        if self._unanswered:
+            await self._queue.disown(self._unanswered)
+            now_s = asyncio.get_running_loop().time()
+            self._unanswered = {name: until_s for name, until_s in self._unanswered.items() if until_s > now_s}
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]

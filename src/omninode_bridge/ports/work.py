@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -89,10 +89,10 @@ class WorkQueue(Protocol):
         """
         ...
 
-    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
-        """Give back at once what a worker has leased without knowing it: the answer to its claim was lost.
+    async def disown(self, workers: Collection[str]) -> None:
+        """Give back at once what is leased under these names: the answers to their claims were lost.
 
-        `known` is what it knows that it holds. None of the attempts counts.
+        None of the attempts counts.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,10 +62,9 @@ class MemoryWorkQueue:
                 changes["attempts"] = request.lease.attempt - 1
             self._change(request, **changes)
 
-    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
-        held = {(request.namespace, request.workflow_id) for request in known}
+    async def disown(self, workers: Collection[str]) -> None:
         for key, (accepted, waiting) in self._store.inputs.items():
-            if waiting.worker == worker and key not in held:
+            if waiting.worker in workers:
                 given_back = msgspec.structs.replace(
                     waiting, available_at=self._clock(), worker=None, attempts=waiting.attempts - 1
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakSet
@@ -21,7 +21,18 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 from omninode_bridge.domain.errors import BridgeError, Overloaded, SchemaMismatch, ServiceUnavailable
 from omninode_bridge.domain.tenancy import Visible
 
-__all__ = ["LONG_TIMEOUT_S", "Pool", "connect", "connection_lost", "given", "pool", "seeing", "translated", "usable"]
+__all__ = [
+    "LONG_TIMEOUT_S",
+    "Pool",
+    "abandon",
+    "connect",
+    "connection_lost",
+    "given",
+    "pool",
+    "seeing",
+    "translated",
+    "usable",
+]
 
 type Role = Literal["omninode_bridge_tenant", "omninode_bridge_service"]
 TENANT: Role = "omninode_bridge_tenant"
@@ -37,7 +48,8 @@ LONG_TIMEOUT_S = 6 * 3600
 CANCEL_TIMEOUT_S = 5
 """How long to wait for the end of a statement that was given up; beyond it the session is."""
 PEER_GONE_S = 20
-"""When the kernel ends a session over TCP whose other side acknowledges nothing: a slow statement is none."""
+"""When the kernel ends a session over TCP whose other side acknowledges nothing, or takes nothing of what is sent. One
+that works on a slow statement does both."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 """A writer that hangs in a transaction must not keep its shard's head locked for ever."""
@@ -157,6 +169,13 @@ def usable(session: Connection) -> bool:
     return not session.is_closed() and not session.is_suspect
 
 
+def abandon(session: Connection, why: BaseException | None = None) -> None:
+    """End a session at once. Where its statement took too long, the others with its server are suspected as well."""
+    if why is not None and isinstance(why.__cause__, TimeoutError):
+        session.suspect_others()
+    session.terminate()
+
+
 async def connect(database_url: str, *, by_key: bool = False, role: Role | None = None) -> Connection:
     """Open a session of its own. `by_key`: for the data plane, index scans only. Without a role: the URL's own."""
     with translated(f"connecting to {_where(database_url)}"):
@@ -231,8 +250,7 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
     """A session that is not waited for once more, where it was silent.
 
     What comes after a statement that was given up, a ROLLBACK or the way back to the pool, waits until the server has
-    ended that statement; asyncpg would wait as long as for the statement itself. The others with that server are
-    suspected of the same: their users shall not find out one after the other.
+    ended that statement; asyncpg would wait as long as for the statement itself.
     """
 
     def __init__(self, protocol: object, transport: asyncio.Transport, *connect_args: object) -> None:
@@ -242,27 +260,22 @@ class _Session(Connection):  # type: ignore[misc]  # asyncpg has no types
         self.pool: _Pool | None = None
         _sessions.add(self)
 
-    def terminate(self) -> None:
-        """End the session at once; with a statement still to be ended, it was silent."""
-        was_silent = not self.is_closed() and self._protocol._is_cancelling()
-        super().terminate()
-        if was_silent:
-            self._suspect_others()
-
-    def _cancel_current_command(self, *waiters: asyncio.Future[None]) -> None:
-        super()._cancel_current_command(*waiters)
-        self._loop.call_later(CANCEL_TIMEOUT_S, self._give_up)
-
-    def _give_up(self) -> None:
-        if not self.is_closed() and self._protocol._is_cancelling():
-            self.terminate()
-
-    def _suspect_others(self) -> None:
-        for other in list(_sessions):
+    def suspect_others(self) -> None:
+        """Suspect all with the same server of being as silent: their users shall not find out one after the other."""
+        for other in list(_sessions - {self}):
             if (other._addr, other._loop) == (self._addr, self._loop) and not other.is_closed():
                 other.is_suspect = True
                 if other.pool is not None:
                     other.pool.drop_idle(other)
+
+    def _cancel_current_command(self, *waiters: asyncio.Future[None]) -> None:
+        super()._cancel_current_command(*waiters)
+        self._loop.call_later(CANCEL_TIMEOUT_S, self._give_up, waiters[-1])
+
+    def _give_up(self, statement_ended: asyncio.Future[None]) -> None:
+        if not statement_ended.done():
+            self.terminate()
+            self.suspect_others()
 
 
 _sessions: WeakSet[_Session] = WeakSet()
@@ -270,19 +283,18 @@ _sessions: WeakSet[_Session] = WeakSet()
 
 
 def _watch(way: socket.socket) -> None:
-    """Have the kernel find out, in PEER_GONE_S, that the other side is gone: while it is asked, and at rest."""
+    """Have the kernel end a session over TCP after PEER_GONE_S, as libpq's settings of these names do."""
     if way.family not in (socket.AF_INET, socket.AF_INET6):
         return
     way.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Some systems have not all of these.
     for name, value in {
         "TCP_KEEPIDLE": PEER_GONE_S // 4,
         "TCP_KEEPINTVL": PEER_GONE_S // 4,
         "TCP_KEEPCNT": 3,
         "TCP_USER_TIMEOUT": PEER_GONE_S * 1000,
     }.items():
-        if (option := getattr(socket, name, None)) is not None:
-            way.setsockopt(socket.IPPROTO_TCP, option, value)
+        with suppress(AttributeError, OSError):  # some systems have not all of these
+            way.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class _Pool(Pool):  # type: ignore[misc]  # asyncpg has no types

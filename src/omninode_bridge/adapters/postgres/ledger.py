@@ -30,7 +30,15 @@ import msgspec
 from asyncpg.connection import Connection
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import TENANT, connect, connection_lost, given, translated, usable
+from omninode_bridge.adapters.postgres.connection import (
+    TENANT,
+    abandon,
+    connect,
+    connection_lost,
+    given,
+    translated,
+    usable,
+)
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.errors import BridgeError, InvalidInput, OutcomeUnknown, Overloaded, ServiceUnavailable
 from omninode_bridge.domain.log import NIL_ID, SHARDS_MAX, Head
@@ -139,11 +147,11 @@ class PostgresLedgerSession:
                 await asyncio.sleep(random.uniform(0, 0.002 * min(attempt, 25)))  # noqa: S311 - no secret
             except _HeadMoved:
                 self._heads = {}
-            except _CommitLost:
+            except _CommitLost as lost:
                 self._unsettled, unknown = frozenset(map(op_key, group)), True
-                self._drop()
+                self._drop(lost)
             except ServiceUnavailable as error:
-                self._drop()
+                self._drop(error)
                 if unknown:
                     raise _unknown(error, group) from error
                 raise
@@ -325,9 +333,9 @@ class PostgresLedgerSession:
     def _topics(self) -> list[str]:
         return sorted({self._plan.completed_topic, self._plan.failed_topic})
 
-    def _drop(self) -> None:
+    def _drop(self, why: BaseException | None = None) -> None:
         if self._connection is not None:
-            self._connection.terminate()
+            abandon(self._connection, why)
             self._connection = None
 
 

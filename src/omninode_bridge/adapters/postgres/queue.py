@@ -11,7 +11,7 @@ The rules it keeps:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import asyncpg
 import msgspec
@@ -60,10 +60,9 @@ class PostgresWorkQueue:
         with translated("giving workflows back"):
             await self._pool.execute(_SQL["release"], *_keys(held), delay_s, code, message, 0 if counts else 1)
 
-    async def disown(self, worker: str, known: Sequence[StampRequest]) -> None:
-        names, namespaces, _ = _keys(known)
+    async def disown(self, workers: Collection[str]) -> None:
         with translated("giving back workflows that were taken unawares"):
-            await self._pool.execute(_SQL["disown"], worker, names, namespaces)
+            await self._pool.execute(_SQL["disown"], list(workers))
 
     async def size(self) -> tuple[int, int]:
         with translated("measuring the queue"):

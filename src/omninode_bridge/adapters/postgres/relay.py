@@ -13,7 +13,7 @@ from typing import Self
 from asyncpg.connection import Connection
 
 from omninode_bridge.adapters.postgres import rows
-from omninode_bridge.adapters.postgres.connection import SERVICE, Pool, connect, translated
+from omninode_bridge.adapters.postgres.connection import SERVICE, Pool, abandon, connect, translated, usable
 from omninode_bridge.adapters.postgres.positions import move
 from omninode_bridge.adapters.postgres.sql import load
 from omninode_bridge.domain.errors import ServiceUnavailable
@@ -52,8 +52,8 @@ class PostgresForwarding:
         await self.release()
 
     async def hold(self) -> frozenset[int]:
-        if self._session is None or self._session.is_closed():
-            self._held = frozenset()
+        if self._session is None or not usable(self._session):
+            await self.release()
             self._session = await connect(self._url, by_key=True, role=SERVICE)
         async with self._using("taking shards to forward") as session:
             found = await session.fetch(_SQL["hold"], RELAY_LOCK_CLASS, sorted(self._held))
@@ -63,9 +63,7 @@ class PostgresForwarding:
         return self._held
 
     async def release(self) -> None:
-        if self._session is not None:
-            self._session.terminate()
-        self._session, self._held = None, frozenset()
+        self._drop()
 
     async def positions(self) -> dict[ShardKey, Head]:
         with translated("reading how far the log was forwarded"):
@@ -110,9 +108,14 @@ class PostgresForwarding:
         try:
             with translated(doing):
                 yield session
-        except ServiceUnavailable:
-            await self.release()
+        except ServiceUnavailable as error:
+            self._drop(error)
             raise
+
+    def _drop(self, why: BaseException | None = None) -> None:
+        if self._session is not None:
+            abandon(self._session, why)
+        self._session, self._held = None, frozenset()
 
 
 class _Moved(Exception):

@@ -40,9 +40,7 @@ WHERE i.workflow_id = k.workflow_id AND i.namespace = k.namespace AND i.fence = 
 -- What another one is taking meanwhile, because the lease has run out, is his.
 UPDATE workflow_inputs AS i SET available_at = clock_timestamp(), worker = NULL, attempts = i.attempts - 1
 FROM (
-    SELECT workflow_id, namespace FROM workflow_inputs
-    WHERE worker = $1 AND (workflow_id, namespace) NOT IN (SELECT * FROM unnest($2::uuid[], $3::text[]))
-    FOR UPDATE SKIP LOCKED
+    SELECT workflow_id, namespace FROM workflow_inputs WHERE worker = ANY($1) FOR UPDATE SKIP LOCKED
 ) AS u
 WHERE i.workflow_id = u.workflow_id AND i.namespace = u.namespace
 
